@@ -1,0 +1,61 @@
+//! Where things live in the one ordered key space.
+//!
+//!     00 ..          system: shard descriptors (the meta range), id counters
+//!     01 ii ii ii ii xx xx xx xx ..   table `i`, index `x` (0 is the primary key), then the columns
+//!
+//! Table ids below [`FIRST_USER_TABLE`] are the catalog's own. The system keys and the catalog start in shard 1,
+//! all user tables in shard 2 (design D17: tables share a shard until size, load or SPLIT AT parts them).
+
+use crate::{Key, KeyRange};
+
+/// First byte of system keys.
+pub const SYSTEM: u8 = 0x00;
+/// First byte of table keys.
+pub const TABLE: u8 = 0x01;
+/// Prefix of shard descriptors, by the start key of the shard.
+pub const META: [u8; 2] = [SYSTEM, b'm'];
+/// Prefix of counters (ids of tables, sequences, shards).
+pub const COUNTER: [u8; 2] = [SYSTEM, b'c'];
+/// Table ids from here on are the users'.
+pub const FIRST_USER_TABLE: u32 = 100;
+
+/// The common prefix of all rows of an index; index 0 is the primary key, which holds the rows themselves.
+pub fn index_prefix(table: u32, index: u32) -> Key {
+    let mut key = Vec::with_capacity(32);
+    key.push(TABLE);
+    key.extend_from_slice(&table.to_be_bytes());
+    key.extend_from_slice(&index.to_be_bytes());
+    key
+}
+
+/// The common prefix of a table and its indexes.
+pub fn table_prefix(table: u32) -> Key {
+    let mut key = vec![TABLE];
+    key.extend_from_slice(&table.to_be_bytes());
+    key
+}
+
+/// All keys of a table and its indexes.
+pub fn table_range(table: u32) -> KeyRange {
+    KeyRange::prefix(&table_prefix(table))
+}
+
+/// The table a key belongs to, if it is a table key.
+pub fn table_of(key: &[u8]) -> Option<u32> {
+    match key {
+        [TABLE, a, b, c, d, ..] => Some(u32::from_be_bytes([*a, *b, *c, *d])),
+        _ => None,
+    }
+}
+
+/// The key that parts system and catalog (shard 1) from user tables (shard 2).
+pub fn first_user_key() -> Key {
+    table_prefix(FIRST_USER_TABLE)
+}
+
+/// The key of the descriptor of the shard that starts at `start`.
+pub fn meta_key(start: &[u8]) -> Key {
+    let mut key = META.to_vec();
+    key.extend_from_slice(start);
+    key
+}

@@ -1,0 +1,29 @@
+//! Plain data shared by every layer: ids, timestamps, keys, and two byte encodings.
+//!
+//! * [`codec`] is the compact encoding of log records and messages: varints, length-prefixed bytes, a bounded
+//!   reader that never panics.
+//! * [`ordered`] is the order-preserving encoding of keys: comparing two encodings as bytes gives the order of
+//!   the values.
+//! * [`keyspace`] says which system or table a key belongs to.
+//!
+//! This crate knows nothing of the others and does no I/O.
+#![forbid(unsafe_code)]
+
+pub mod codec;
+pub mod hash;
+pub mod ids;
+pub mod keyspace;
+pub mod limits;
+pub mod ordered;
+pub mod range;
+pub mod timestamp;
+
+pub use bytes::Bytes;
+pub use ids::{LogIndex, NodeId, PieceNo, ShardId, Term, TxnId};
+pub use range::KeyRange;
+pub use timestamp::Timestamp;
+
+/// A key of the one ordered key space. Keys compare as bytes.
+pub type Key = Vec<u8>;
+/// A value: cheap to clone, a view into shared memory.
+pub type Value = Bytes;

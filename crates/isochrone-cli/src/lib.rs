@@ -1,0 +1,1 @@
+//! The operator's tool: the SQL shell and the log inspector.

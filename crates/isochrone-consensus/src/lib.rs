@@ -1,0 +1,1 @@
+//! Shards as Raft groups; raft-rs lives here.

@@ -1,0 +1,1 @@
+//! Joins the layers of one node, as a library; owns threads, sockets, shutdown.

@@ -1,0 +1,1 @@
+//! The replicated state machine of a shard: versions, records, floor, closed, timestamp cache, locks.

@@ -1,0 +1,1 @@
+//! A whole node under one seed: virtual time, simulated disk, crashes, checkers.

@@ -1,0 +1,1 @@
+//! The query layer: catalog, binding, planning, execution, sessions.

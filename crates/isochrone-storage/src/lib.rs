@@ -1,0 +1,1 @@
+//! The engine the upper layers see: atomic batches, snapshots, versioned keys.

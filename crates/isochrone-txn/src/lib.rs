@@ -1,0 +1,1 @@
+//! Transactions: the coordinator, buffered writes, recovery by anyone.

@@ -1,0 +1,1 @@
+//! Isochrone: a distributed SQL database. The binary, and the library to embed.

@@ -1,0 +1,2 @@
+//! The `isochrone` binary.
+fn main() {}
