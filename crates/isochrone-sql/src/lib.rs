@@ -1,1 +1,12 @@
-//! The query layer: catalog, binding, planning, execution, sessions.
+//! The query layer: catalog, binding, planning, execution, sessions (design D13).
+//!
+//! A statement's way: `session` splits and classifies the text; `bind` turns the parser's tree into typed
+//! expressions, once; `plan` chooses lookups, scans, joins; `exec` pulls column batches through the plan against a
+//! [`isochrone_txn::kv::KvTxn`]; rows leave through a [`face::RowSink`].
+//!
+//! The parser's tree (`sqlparser`) stops in this crate.
+#![forbid(unsafe_code)]
+
+pub mod descriptor;
+pub mod face;
+pub mod relation;

@@ -1,1 +1,4 @@
 //! Transactions: the coordinator, buffered writes, recovery by anyone.
+#![forbid(unsafe_code)]
+
+pub mod kv;
