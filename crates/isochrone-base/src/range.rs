@@ -37,7 +37,9 @@ impl KeyRange {
 
     /// Is this the range of exactly one key, as [`KeyRange::point`] makes it?
     pub fn is_point(&self) -> bool {
-        self.end.len() == self.start.len() + 1 && self.end.last() == Some(&0) && self.end.starts_with(&self.start)
+        self.end.len() == self.start.len() + 1
+            && self.end.last() == Some(&0)
+            && self.end.starts_with(&self.start)
     }
 
     /// Holds no key.
@@ -53,7 +55,8 @@ impl KeyRange {
     /// Is the other range wholly inside? An empty range is inside everything.
     pub fn contains_range(&self, other: &KeyRange) -> bool {
         other.is_empty()
-            || (other.start >= self.start && (self.end.is_empty() || (!other.end.is_empty() && other.end <= self.end)))
+            || (other.start >= self.start
+                && (self.end.is_empty() || (!other.end.is_empty() && other.end <= self.end)))
     }
 
     /// Do both hold some key?

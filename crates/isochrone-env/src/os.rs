@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::{Clock, ClockReading, Disk, DiskFile, Env, OpenMode, Random, SplitMix64, Timer};
+use crate::{Clock, ClockReading, Disk, DiskFile, Env, OpenMode, SplitMix64, Timer};
 
 /// The operating system's world. `clock_error_us` is the clock's error bound; 0 for a cluster of one node, whose
 /// clock is by definition the cluster's.

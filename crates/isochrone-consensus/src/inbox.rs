@@ -1,0 +1,156 @@
+//! The way into the store loop: a bounded inbox that many threads fill and one loop empties.
+//!
+//! Proposals are bounded by [`PROPOSALS_MAX`] and [`PROPOSAL_BYTES_MAX`]: past either, a proposal is refused at once
+//! (C3), and the caller backs off. Everything else is bounded by construction: durable marks by the batches in
+//! flight, control events by their few senders.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use isochrone_base::{Bytes, LogIndex, ShardId, Term};
+use tokio::sync::oneshot;
+
+use crate::metrics;
+use crate::store::Event;
+
+/// Proposals waiting for the loop.
+pub const PROPOSALS_MAX: usize = 16_384;
+/// Bytes of proposals waiting for the loop.
+pub const PROPOSAL_BYTES_MAX: usize = 256 << 20;
+
+/// Why a proposal was not applied.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ProposeError {
+    /// This node does not lead the shard in that term. The entry is in no log.
+    #[error("not the leader of shard {0} in that term")]
+    NotLeader(ShardId),
+    /// Too much is waiting. The entry is in no log.
+    #[error("too many proposals are waiting")]
+    Overloaded,
+    /// The entry was logged and leadership was lost, or the node is going down: it may yet be applied, or not.
+    #[error("whether the entry was logged is not known: {0}")]
+    Ambiguous(String),
+    /// The node's log has failed. The entry was not accepted.
+    #[error("the log has stopped: {0}")]
+    Stopped(String),
+}
+
+pub(crate) struct Proposal {
+    pub(crate) shard: ShardId,
+    pub(crate) term: Term,
+    pub(crate) payload: Bytes,
+    pub(crate) reply: oneshot::Sender<Result<LogIndex, ProposeError>>,
+}
+
+#[derive(Default)]
+struct State {
+    events: Vec<Event>,
+    proposals: usize,
+    proposal_bytes: usize,
+    closed: Option<String>,
+}
+
+/// The inbox itself. `wake` is called whenever the loop has something new to look at.
+pub struct Inbox {
+    state: Mutex<State>,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Inbox {
+    /// An empty inbox.
+    pub fn new(wake: Box<dyn Fn() + Send + Sync>) -> Arc<Inbox> {
+        Arc::new(Inbox { state: Mutex::new(State::default()), wake })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics while the inbox is locked")
+    }
+
+    /// Adds an event that is not a proposal.
+    pub fn push(&self, event: Event) {
+        self.lock().events.push(event);
+        (self.wake)();
+    }
+
+    /// Everything that came since the last call; empty when nothing did.
+    pub fn drain(&self, into: &mut Vec<Event>) {
+        let mut s = self.lock();
+        into.append(&mut s.events);
+        s.proposals = 0;
+        s.proposal_bytes = 0;
+    }
+
+    /// From now on every proposal is refused with this reason.
+    pub fn close(&self, reason: &str) {
+        let mut s = self.lock();
+        if s.closed.is_none() {
+            s.closed = Some(reason.to_string());
+        }
+    }
+}
+
+/// What the layers above hold: proposing, and a few controls. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    inbox: Arc<Inbox>,
+}
+
+impl Handle {
+    /// A handle that fills this inbox.
+    pub fn new(inbox: Arc<Inbox>) -> Handle {
+        Handle { inbox }
+    }
+
+    /// Puts an entry into a shard's log, if this node leads it in `term`. The receiver hears the entry's index once it
+    /// was applied here (C2), or why not (C3, C6). A dropped sender means that the store is gone: ambiguous.
+    pub fn propose(
+        &self,
+        shard: ShardId,
+        term: Term,
+        payload: Bytes,
+    ) -> oneshot::Receiver<Result<LogIndex, ProposeError>> {
+        let (reply, receiver) = oneshot::channel();
+        let refused = {
+            let mut s = self.inbox.lock();
+            if let Some(reason) = &s.closed {
+                Some(ProposeError::Stopped(reason.clone()))
+            } else if s.proposals >= PROPOSALS_MAX || s.proposal_bytes + payload.len() > PROPOSAL_BYTES_MAX {
+                Some(ProposeError::Overloaded)
+            } else {
+                s.proposals += 1;
+                s.proposal_bytes += payload.len();
+                s.events.push(Event::propose(Proposal { shard, term, payload, reply }));
+                return {
+                    drop(s);
+                    ::metrics::counter!(metrics::PROPOSALS).increment(1);
+                    (self.inbox.wake)();
+                    receiver
+                };
+            }
+        };
+        if let Some(error) = refused {
+            if error == ProposeError::Overloaded {
+                ::metrics::counter!(metrics::OVERLOADED).increment(1);
+            }
+            let _ = reply.send(Err(error));
+        }
+        receiver
+    }
+
+    /// The state machine's effects up to these indexes are on durable storage: the logs may forget them.
+    pub fn truncate(&self, upto: Vec<(ShardId, LogIndex)>) {
+        self.inbox.push(Event::Truncate(upto));
+    }
+
+    /// Asks for the status of all groups.
+    pub fn status(&self) -> oneshot::Receiver<std::collections::BTreeMap<ShardId, crate::GroupStatus>> {
+        let (reply, receiver) = oneshot::channel();
+        self.inbox.push(Event::Status(reply));
+        receiver
+    }
+
+    /// Ends the loop after what is in the inbox.
+    pub fn stop(&self) {
+        self.inbox.close("the node is shutting down");
+        self.inbox.push(Event::Stop);
+    }
+}

@@ -1,0 +1,65 @@
+//! The log as consensus sees it: entries and hard states by shard. The node log (crate wal) implements it; a test
+//! implements it over a map.
+
+use isochrone_base::{Bytes, LogIndex, ShardId, Term};
+
+/// What Raft must remember besides entries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct HardState {
+    /// Current term.
+    pub term: Term,
+    /// Node voted for in it, 0 for none.
+    pub vote: u64,
+    /// Highest index known to be committed.
+    pub commit: LogIndex,
+}
+
+/// One entry.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogEntry {
+    /// Index.
+    pub index: LogIndex,
+    /// Term.
+    pub term: Term,
+    /// Payload; empty for a leader's first entry, first byte [`CONF_CHANGE`] for a membership change.
+    pub payload: Bytes,
+}
+
+/// First byte of a membership change. The state machine's payloads never begin with it.
+pub const CONF_CHANGE: u8 = 0xcc;
+
+/// What one step wants on durable storage, for all groups that had work.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct LogBatch {
+    /// New entries; an index that is there already replaces it and everything behind it.
+    pub entries: Vec<(ShardId, LogEntry)>,
+    /// New hard states.
+    pub hard_states: Vec<(ShardId, HardState)>,
+    /// Entries below this index are not needed any more.
+    pub truncate: Vec<(ShardId, LogIndex)>,
+}
+
+impl LogBatch {
+    /// Nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.hard_states.is_empty() && self.truncate.is_empty()
+    }
+}
+
+/// Reading what was written.
+pub trait GroupLog: Send + Sync {
+    /// First and last index held for a shard; `None`: no entries.
+    fn bounds(&self, shard: ShardId) -> Option<(LogIndex, LogIndex)>;
+    /// The term of an entry that is held.
+    fn term(&self, shard: ShardId, index: LogIndex) -> Option<Term>;
+    /// Entries `low <= index < high`, at least one, then until `bytes_max` is passed.
+    fn entries(
+        &self,
+        shard: ShardId,
+        low: LogIndex,
+        high: LogIndex,
+        bytes_max: u64,
+    ) -> Result<Vec<LogEntry>, String>;
+    /// The last hard state.
+    fn hard_state(&self, shard: ShardId) -> Option<HardState>;
+}

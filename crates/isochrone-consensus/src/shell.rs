@@ -1,0 +1,150 @@
+//! The threads around the core: one that steps the store, one (the log writer's own) that writes and syncs.
+
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use isochrone_env::Clock;
+
+use crate::log::LogBatch;
+use crate::{Event, Handle, Inbox, Output, RaftMessage, Store};
+
+/// Takes log batches in order, makes them durable, and then calls back, in order, on whatever thread. After a failure
+/// every further batch must fail too.
+pub trait LogSink: Send {
+    /// May block while too much is waiting.
+    fn submit(&mut self, batch: LogBatch, done: Box<dyn FnOnce(Result<(), String>) + Send>);
+}
+
+/// Takes messages for peers; drops them when a peer's outbox is full (Raft repeats itself).
+pub trait Transport: Send {
+    /// Never blocks.
+    fn send(&mut self, to: isochrone_base::NodeId, shard: isochrone_base::ShardId, message: RaftMessage);
+}
+
+/// For a node without peers.
+pub struct NoPeers;
+
+impl Transport for NoPeers {
+    fn send(&mut self, to: isochrone_base::NodeId, shard: isochrone_base::ShardId, _message: RaftMessage) {
+        tracing::warn!(%to, %shard, "a message for a peer on a node without peers was dropped");
+    }
+}
+
+/// A running store. Dropping it stops the loop and waits for it.
+pub struct Running {
+    handle: Handle,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Running {
+    /// What the layers above hold.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Stops the loop and waits for it; the log sink is dropped with it.
+    pub fn stop(mut self) {
+        self.join();
+    }
+
+    fn join(&mut self) {
+        self.handle.stop();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the store loop panicked");
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+/// An inbox, and the channel that wakes its loop.
+pub struct Wiring {
+    inbox: Arc<Inbox>,
+    wake: std::sync::mpsc::Receiver<()>,
+}
+
+impl Wiring {
+    /// Made before the store, so that the state machine can hold the handle.
+    pub fn new() -> (Wiring, Handle) {
+        let (sender, wake): (SyncSender<()>, _) = sync_channel(1);
+        let sender = Mutex::new(sender);
+        let inbox = Inbox::new(Box::new(move || {
+            // A full channel means that the loop will look anyway.
+            match sender.lock().expect("nothing panics while waking").try_send(()) {
+                Ok(()) | Err(TrySendError::Full(())) | Err(TrySendError::Disconnected(())) => {}
+            }
+        }));
+        let handle = Handle::new(inbox.clone());
+        (Wiring { inbox, wake }, handle)
+    }
+}
+
+/// Starts the loop. `fatal` is called when the node cannot go on: the log failed to the point that nothing can be
+/// served, or a state machine refused an entry.
+pub fn run(
+    mut store: Store,
+    wiring: Wiring,
+    mut sink: Box<dyn LogSink>,
+    mut transport: Box<dyn Transport>,
+    tick: Duration,
+    clock: Arc<dyn Clock>,
+    fatal: Box<dyn Fn(String) + Send>,
+) -> std::io::Result<Running> {
+    let Wiring { inbox, wake } = wiring;
+    let handle = Handle::new(inbox.clone());
+    let thread = std::thread::Builder::new().name("store".into()).spawn(move || {
+        let mut events = Vec::new();
+        let mut next_tick = Duration::from_nanos(clock.monotonic_ns()) + tick;
+        loop {
+            let ticking = store.needs_ticks();
+            let until_tick = next_tick.saturating_sub(Duration::from_nanos(clock.monotonic_ns()));
+            if ticking && until_tick.is_zero() {
+                events.push(Event::Tick);
+                next_tick = Duration::from_nanos(clock.monotonic_ns()) + tick;
+            } else if !store.has_work() {
+                let woken = if ticking {
+                    wake.recv_timeout(until_tick)
+                } else {
+                    wake.recv().map_err(|_| RecvTimeoutError::Disconnected)
+                };
+                if woken == Err(RecvTimeoutError::Disconnected) {
+                    break;
+                }
+            }
+            inbox.drain(&mut events);
+            let mut out = Output::default();
+            if let Err(error) = store.step(&mut events, &mut out) {
+                inbox.close(&error.to_string());
+                fatal(error.to_string());
+                break;
+            }
+            if let Some((number, batch)) = out.log {
+                let inbox = inbox.clone();
+                sink.submit(
+                    batch,
+                    Box::new(move |result| {
+                        if let Err(reason) = &result {
+                            inbox.close(reason);
+                        }
+                        inbox.push(Event::Durable(result.map(|()| number)));
+                    }),
+                );
+            }
+            for (to, shard, message) in out.messages {
+                transport.send(to, shard, message);
+            }
+            if out.stop {
+                break;
+            }
+        }
+    })?;
+    Ok(Running { handle, thread: Some(thread) })
+}
