@@ -30,6 +30,7 @@ mod dir;
 mod worker;
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
@@ -38,7 +39,10 @@ use isochrone_base::{Bytes, KeyRange};
 use lsm_tree::config::{BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry, PinningPolicy};
 use lsm_tree::{AbstractTree, AnyTree, Cache, Guard, InternalValue, SequenceNumberCounter, Tree, ValueType};
 
-use crate::{Engine, EngineStats, Error, FlushCallback, Reader, Result, ScanIter, Snapshot, WriteBatch};
+use crate::{
+    ENGINE_KEY_BYTES_MAX, Engine, EngineStats, Error, FlushCallback, Reader, Result, ScanIter, Snapshot,
+    WriteBatch,
+};
 
 /// Runs in level 0 at which writes wait for the compaction. Compaction begins at 4.
 pub const L0_RUNS_MAX: u64 = 16;
@@ -176,8 +180,26 @@ impl Drop for Pin {
 
 struct LsmSnapshot(Arc<Pin>);
 
+/// The tree's bounds of a range. The tree refuses long keys, as bounds too; there are none, so a long bound means the
+/// same as its beginning, with the key that equals the beginning below it.
+fn bounds(range: &KeyRange) -> (Bound<&[u8]>, Bound<&[u8]>) {
+    let start = match range.start.get(..ENGINE_KEY_BYTES_MAX) {
+        Some(cut) if range.start.len() > cut.len() => Bound::Excluded(cut),
+        _ => Bound::Included(range.start.as_slice()),
+    };
+    let end = match range.end.get(..ENGINE_KEY_BYTES_MAX) {
+        _ if range.end.is_empty() => Bound::Unbounded,
+        Some(cut) if range.end.len() > cut.len() => Bound::Included(cut),
+        _ => Bound::Excluded(range.end.as_slice()),
+    };
+    (start, end)
+}
+
 impl Reader for LsmSnapshot {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        if key.len() > ENGINE_KEY_BYTES_MAX {
+            return Ok(None);
+        }
         let value = self.0.shared.tree.get(key, self.0.seqno).map_err(|e| map_error("read", e))?;
         Ok(value.map(Bytes::from))
     }
@@ -186,11 +208,7 @@ impl Reader for LsmSnapshot {
         if range.is_empty() {
             return Box::new(std::iter::empty());
         }
-        let tree = &self.0.shared.tree;
-        let rows: Rows = match range.end.is_empty() {
-            true => tree.range(range.start.as_slice().., self.0.seqno, None),
-            false => tree.range(range.start.as_slice()..range.end.as_slice(), self.0.seqno, None),
-        };
+        let rows = self.0.shared.tree.range::<&[u8], _>(bounds(range), self.0.seqno, None);
         Box::new(LsmScan { rows: Some(rows), reverse, _pin: self.0.clone() })
     }
 }
@@ -314,6 +332,9 @@ impl Drop for LsmEngine {
 
 impl Reader for LsmEngine {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        if key.len() > ENGINE_KEY_BYTES_MAX {
+            return Ok(None);
+        }
         let _reading = self.shared.readers.read().expect("no panic in a read");
         let seqno = self.shared.published.load(Ordering::Acquire);
         let value = self.shared.tree.get(key, seqno).map_err(|e| map_error("read", e))?;

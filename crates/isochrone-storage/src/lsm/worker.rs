@@ -13,7 +13,7 @@ use lsm_tree::compaction::{CompactionFilter, Factory, ItemAccessor, Leveled, Ver
 use lsm_tree::{AbstractTree, InternalValue, Tree, ValueType};
 
 use super::{ESTIMATE_ROWS_MAX, Shared, map_error};
-use crate::{Error, Result};
+use crate::{ENGINE_KEY_BYTES_MAX, Error, Result};
 
 /// Runs a thread's body and keeps its error.
 pub(super) fn guarded(shared: &Shared, name: &'static str, body: fn(&Shared) -> Result<()>) {
@@ -127,6 +127,11 @@ pub(super) fn approximate_bytes(tree: &Tree, range: &KeyRange) -> u64 {
         return 0;
     }
     let inside = |key: &[u8]| range.contains(key);
+    // The tree has no empty keys (this is the smallest there can be), and no long ones.
+    let start = match range.start.as_slice() {
+        [] => &[0],
+        start => &start[..start.len().min(ENGINE_KEY_BYTES_MAX)],
+    };
     let mut bytes = 0;
     for table in tree.current_version().iter_tables() {
         let (min, max) = (table.metadata.key_range.min(), table.metadata.key_range.max());
@@ -140,9 +145,10 @@ pub(super) fn approximate_bytes(tree: &Tree, range: &KeyRange) -> u64 {
         }
         let mut part = 0;
         let mut rows = 0;
-        for row in table.range(lsm_tree::Slice::from(range.start.as_slice())..) {
+        for row in table.range(lsm_tree::Slice::from(start)..) {
             let Ok(row) = row else { break };
-            if !inside(&row.key.user_key) {
+            let key = &row.key.user_key;
+            if !inside(key) && **key >= *range.start {
                 break;
             }
             part += (row.key.user_key.len() + row.value.len()) as u64;
@@ -155,15 +161,12 @@ pub(super) fn approximate_bytes(tree: &Tree, range: &KeyRange) -> u64 {
         bytes += part;
     }
     let memtable = tree.active_memtable();
-    let from = match range.start.is_empty() {
-        // The tree has no empty keys; this is the smallest there can be.
-        true => InternalValue::from_components([0u8], [], u64::MAX, ValueType::Value),
-        false => InternalValue::from_components(range.start.as_slice(), [], u64::MAX, ValueType::Value),
-    };
+    let from = InternalValue::from_components(start, [], u64::MAX, ValueType::Value);
     let mut part = 0;
     let mut rows = 0;
     for row in memtable.items.range(from.key..) {
-        if !inside(&row.key().user_key) {
+        let key = &row.key().user_key;
+        if !inside(key) && **key >= *range.start {
             break;
         }
         part += (row.key().user_key.len() + row.value().len()) as u64;

@@ -148,6 +148,3 @@ pub fn clear_range<R: Reader + ?Sized>(
     }
     Ok(false)
 }
-
-#[cfg(test)]
-mod tests;
