@@ -29,6 +29,7 @@ pub mod log;
 pub mod metrics;
 pub mod shell;
 mod store;
+pub mod wal_log;
 #[cfg(test)]
 mod tests;
 
