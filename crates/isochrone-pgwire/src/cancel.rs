@@ -1,0 +1,102 @@
+//! The keys by which another connection may cancel a statement: process id and secret, as BackendKeyData told them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::backend::Canceller;
+
+struct Entry {
+    secret: u32,
+    cancel: Canceller,
+}
+
+#[derive(Default)]
+struct Table {
+    last: i32,
+    entries: BTreeMap<i32, Entry>,
+}
+
+/// The table of one server. Locked for single operations, at login, logout and cancel only.
+#[derive(Default)]
+pub(crate) struct CancelKeys(Mutex<Table>);
+
+/// An entry, for as long as it lives.
+pub(crate) struct Registration {
+    keys: Arc<CancelKeys>,
+    /// Given to the client.
+    pub process_id: i32,
+}
+
+impl CancelKeys {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        // Every change of the table is one insert or remove: a panic cannot leave it half-changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a connection; its process id is positive and not in use.
+    pub(crate) fn register(self: &Arc<CancelKeys>, secret: u32, cancel: Canceller) -> Registration {
+        let mut table = self.lock();
+        let mut id = table.last;
+        // Ends: there are far fewer connections than ids.
+        loop {
+            id = if id == i32::MAX { 1 } else { id + 1 };
+            if !table.entries.contains_key(&id) {
+                break;
+            }
+        }
+        table.last = id;
+        table.entries.insert(id, Entry { secret, cancel });
+        Registration { keys: Arc::clone(self), process_id: id }
+    }
+
+    /// Cancels the statement of the connection that has this id and secret; false if there is none. The secrets are
+    /// compared in constant time; the caller tells nobody the result (P5).
+    pub(crate) fn cancel(&self, process_id: i32, secret: u32) -> bool {
+        let found = match self.lock().entries.get(&process_id) {
+            Some(e) if same(e.secret, secret) => Some(Arc::clone(&e.cancel)),
+            _ => None,
+        };
+        // Called outside of the lock: what it does is the session's.
+        found.map(|cancel| cancel()).is_some()
+    }
+
+    /// Cancels every running statement: the server stops.
+    pub(crate) fn cancel_all(&self) {
+        let all: Vec<Canceller> = self.lock().entries.values().map(|e| Arc::clone(&e.cancel)).collect();
+        all.iter().for_each(|cancel| cancel());
+    }
+}
+
+/// Equality without a branch on the bytes.
+fn same(a: u32, b: u32) -> bool {
+    let difference = a.to_be_bytes().iter().zip(b.to_be_bytes()).fold(0, |d, (x, y)| d | (x ^ y));
+    std::hint::black_box(difference) == 0
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.keys.lock().entries.remove(&self.process_id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[test]
+    fn needs_both_halves_of_the_key_and_forgets_it() {
+        let keys = Arc::new(CancelKeys::default());
+        let hits = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&hits);
+        let entry = keys.register(77, Arc::new(move || drop(count.fetch_add(1, Ordering::Relaxed))));
+        assert!(!keys.cancel(entry.process_id, 78) && !keys.cancel(entry.process_id + 1, 77));
+        assert!(keys.cancel(entry.process_id, 77));
+        assert_eq!(hits.load(Ordering::Relaxed), 1);
+        let id = entry.process_id;
+        drop(entry);
+        assert!(!keys.cancel(id, 77));
+        let next = keys.register(77, Arc::new(|| ()));
+        assert_ne!(next.process_id, id);
+    }
+}
