@@ -17,6 +17,7 @@
 pub mod aggregate;
 pub mod binary;
 pub mod cast;
+pub mod datetime;
 pub mod datum;
 pub mod error;
 pub mod function;

@@ -9,12 +9,13 @@ use std::sync::Arc;
 pub struct TimeZone {
     name: Arc<str>,
     zone: JiffZone,
+    utc: bool,
 }
 
 impl TimeZone {
     /// Coordinated universal time.
     pub fn utc() -> TimeZone {
-        TimeZone { name: "UTC".into(), zone: JiffZone::UTC }
+        TimeZone { name: "UTC".into(), zone: JiffZone::UTC, utc: true }
     }
 
     /// A fixed offset in seconds east of Greenwich; `None` beyond a day.
@@ -29,7 +30,7 @@ impl TimeZone {
         } else {
             format!("<{sign}{h:02}:{m:02}>{posix}{h:02}:{m:02}")
         };
-        Some(TimeZone { name: name.into(), zone: JiffZone::fixed(offset) })
+        Some(TimeZone { name: name.into(), zone: JiffZone::fixed(offset), utc: seconds_east == 0 })
     }
 
     /// A zone by IANA name (any case), by `UTC`, `GMT`, `Z`, or by an offset such as `+02`, `-3:30`, `5`
@@ -52,16 +53,21 @@ impl TimeZone {
         if ["utc", "gmt", "z", "zulu", "etc/utc", "uct"].iter().any(|u| name.eq_ignore_ascii_case(u)) {
             let shown = if name.eq_ignore_ascii_case("gmt") { "GMT" } else { "UTC" };
             let shown = if name.contains('/') { "Etc/UTC" } else { shown };
-            return Some(TimeZone { name: shown.into(), zone: JiffZone::UTC });
+            return Some(TimeZone { name: shown.into(), zone: JiffZone::UTC, utc: true });
         }
         let zone = JiffZone::get(name).ok()?;
         let name = zone.iana_name().unwrap_or(name).into();
-        Some(TimeZone { name, zone })
+        Some(TimeZone { name, zone, utc: false })
     }
 
     /// The name, as `SHOW timezone` prints it.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Is it plain UTC, whose offset is always zero?
+    pub(crate) fn is_utc(&self) -> bool {
+        self.utc
     }
 
     pub(crate) fn jiff(&self) -> &JiffZone {
