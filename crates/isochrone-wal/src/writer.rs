@@ -13,7 +13,7 @@
 //!   retried.
 //! * A batch that the log refuses ([`Error::is_refusal`]) fails alone.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
 
 use crate::metrics::Stats;
@@ -27,11 +27,20 @@ pub const QUEUE_BYTES_MAX: usize = 64 << 20;
 /// Called once, when the batch is durable or never will be.
 pub type OnDurable = Box<dyn FnOnce(Result<(), Arc<Error>>) + Send>;
 
+/// Where the log's refusal of one batch is left for the ticket's holder.
+type Refusal = Arc<OnceLock<Arc<Error>>>;
+
+enum Done {
+    Callback(OnDurable),
+    /// A thread waits on its group's condition, or will.
+    Ticket(Refusal),
+}
+
 #[derive(Default)]
 struct Queue {
     batches: Vec<Batch>,
-    /// Beside each batch; none for a thread that waits on its group's condition.
-    callbacks: Vec<Option<OnDurable>>,
+    /// Beside each batch: who wants to know.
+    done: Vec<Done>,
     bytes: usize,
     /// The number of the group that is being collected.
     group: u64,
@@ -40,8 +49,6 @@ struct Queue {
     closed: bool,
     /// The first group that failed, and why: it and all later ones get this error.
     failed: Option<(u64, Arc<Error>)>,
-    /// Batches of waiting threads that were refused: (group, place in the group). Taken out by the waiter.
-    refused: Vec<(u64, usize, Arc<Error>)>,
     /// The last group that is finished, well or not.
     finished: Option<u64>,
 }
@@ -87,7 +94,7 @@ impl LogWriter {
     pub fn submit(&self, batch: Batch, on_durable: OnDurable) {
         match self.inner.enter() {
             Ok(mut q) => {
-                q.push(batch, Some(on_durable));
+                q.push(batch, Done::Callback(on_durable));
                 if !q.leading {
                     self.inner.work.notify_one();
                 }
@@ -96,29 +103,20 @@ impl LogWriter {
         }
     }
 
-    /// Hands in a batch and returns when it is durable.
+    /// Hands in a batch and returns when it is durable. Leads if nobody does.
     pub fn append_durable(&self, batch: Batch) -> Result<(), Arc<Error>> {
-        let inner = &*self.inner;
-        let mut q = inner.enter()?;
-        let (group, place) = (q.group, q.batches.len());
-        q.push(batch, None);
-        if q.leading {
-            q = inner.done[(group % 2) as usize]
-                .wait_while(q, |q| q.finished.is_none_or(|f| f < group))
-                .expect(UNPOISONED);
-        } else {
-            q = inner.lead(q);
-            if !q.batches.is_empty() {
-                inner.work.notify_one();
-            }
+        let (q, ticket) = self.inner.queue_up(batch)?;
+        ticket.wait_with(q)
+    }
+
+    /// Hands in a batch and returns once it has its place in the order; [`Ticket::wait`] returns when it is durable.
+    /// For callers that fix an order under a lock of their own, and do not want to hold it while the disk works.
+    pub fn enqueue(&self, batch: Batch) -> Result<Ticket<'_>, Arc<Error>> {
+        let (q, ticket) = self.inner.queue_up(batch)?;
+        if !q.leading {
+            self.inner.work.notify_one();
         }
-        if let Some(at) = q.refused.iter().position(|r| (r.0, r.1) == (group, place)) {
-            return Err(q.refused.swap_remove(at).2);
-        }
-        match &q.failed {
-            Some((first, e)) if *first <= group => Err(e.clone()),
-            _ => Ok(()),
-        }
+        Ok(ticket)
     }
 
     /// A reader of what is durable.
@@ -158,13 +156,51 @@ impl Drop for LogWriter {
     }
 }
 
+/// A batch that has its place in the order and is becoming durable.
+#[must_use = "the batch is durable only when `wait` says so"]
+pub struct Ticket<'a> {
+    inner: &'a Inner,
+    group: u64,
+    refusal: Refusal,
+}
+
+impl<'a> Ticket<'a> {
+    /// Waits until the batch is durable, or never will be.
+    pub fn wait(self) -> Result<(), Arc<Error>> {
+        let q = self.inner.lock();
+        self.wait_with(q)
+    }
+
+    fn wait_with(self, mut q: MutexGuard<'a, Queue>) -> Result<(), Arc<Error>> {
+        let Ticket { inner, group, refusal } = self;
+        while q.finished.is_none_or(|f| f < group) {
+            q = if q.leading {
+                inner.done[(group % 2) as usize].wait(q).expect(UNPOISONED)
+            } else {
+                let q = inner.lead(q);
+                if !q.batches.is_empty() {
+                    inner.work.notify_one();
+                }
+                q
+            };
+        }
+        if let Some(e) = refusal.get() {
+            return Err(e.clone());
+        }
+        match &q.failed {
+            Some((first, e)) if *first <= group => Err(e.clone()),
+            _ => Ok(()),
+        }
+    }
+}
+
 const UNPOISONED: &str = "no panic while the log's locks are held";
 
 impl Queue {
-    fn push(&mut self, batch: Batch, callback: Option<OnDurable>) {
+    fn push(&mut self, batch: Batch, done: Done) {
         self.bytes += batch.bytes();
         self.batches.push(batch);
-        self.callbacks.push(callback);
+        self.done.push(done);
     }
 }
 
@@ -184,6 +220,14 @@ impl Inner {
             None if q.closed => Err(Arc::new(Error::Closed)),
             None => Ok(q),
         }
+    }
+
+    fn queue_up(&self, batch: Batch) -> Result<(MutexGuard<'_, Queue>, Ticket<'_>), Arc<Error>> {
+        let mut q = self.enter()?;
+        let refusal = Refusal::default();
+        let ticket = Ticket { inner: self, group: q.group, refusal: refusal.clone() };
+        q.push(batch, Done::Ticket(refusal));
+        Ok((q, ticket))
     }
 
     /// The log's own thread: leads whenever there is work and nobody leads; at the end seals the log.
@@ -207,7 +251,7 @@ impl Inner {
     fn lead<'a>(&'a self, mut q: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
         q.leading = true;
         let batches = std::mem::take(&mut q.batches);
-        let callbacks = std::mem::take(&mut q.callbacks);
+        let done = std::mem::take(&mut q.done);
         let was_full = batches.len() >= QUEUE_BATCHES_MAX || q.bytes >= QUEUE_BYTES_MAX;
         q.bytes = 0;
         let group = q.group;
@@ -228,26 +272,28 @@ impl Inner {
             q.failed.get_or_insert_with(|| (group, e.clone()));
             self.room.notify_all();
         }
-        for (place, e) in &refused {
-            if callbacks[*place].is_none() {
-                q.refused.push((group, *place, e.clone()));
+        // Refusals are in their places before anybody learns that the group is finished.
+        let mut refused = refused.into_iter().peekable();
+        let (mut callbacks, mut any_ticket) = (Vec::new(), false);
+        for (place, done) in done.into_iter().enumerate() {
+            let refusal = refused.next_if(|r| r.0 == place).map(|r| r.1);
+            match done {
+                Done::Callback(f) => callbacks.push((f, refusal.map_or_else(|| outcome.clone(), Err))),
+                Done::Ticket(slot) => {
+                    any_ticket = true;
+                    if let Some(e) = refusal {
+                        let _ = slot.set(e);
+                    }
+                }
             }
         }
         q.finished = Some(group);
-        let any_waiter = callbacks.iter().any(Option::is_none);
-        let any_callback = callbacks.iter().any(Option::is_some);
-        if any_waiter {
+        if any_ticket {
             self.done[(group % 2) as usize].notify_all();
         }
-        if any_callback {
+        if !callbacks.is_empty() {
             drop(q);
-            let mut refused = refused.into_iter().peekable();
-            for (place, callback) in callbacks.into_iter().enumerate() {
-                let refusal = refused.next_if(|r| r.0 == place);
-                if let Some(callback) = callback {
-                    callback(refusal.map_or_else(|| outcome.clone(), |(_, e)| Err(e)));
-                }
-            }
+            callbacks.into_iter().for_each(|(f, outcome)| f(outcome));
             q = self.lock();
         }
         std::mem::forget(stop);
@@ -294,6 +340,7 @@ impl Drop for StopOnPanic<'_> {
             q.closed = true;
             q.leading = false;
             q.batches.clear();
+            q.done.clear();
         }
         self.0.done.iter().for_each(Condvar::notify_all);
         self.0.room.notify_all();

@@ -94,3 +94,30 @@ fn after_a_failure_nothing_is_acknowledged() {
         assert!(last >= acknowledged[shard as usize].load(Ordering::Relaxed));
     }
 }
+
+/// Tickets fix an order; waiting may come late, in any order, or never.
+#[test]
+fn tickets() {
+    let disk = MemDisk::new();
+    let writer = writer::spawn(open(&disk, config()).unwrap().0).unwrap();
+    let mut tickets: Vec<_> = (1..=20).map(|i| writer.enqueue(batch(1, i)).unwrap()).collect();
+    let refused = writer.enqueue(batch(1, 40)).unwrap();
+    drop(writer.enqueue(batch(1, 21)).unwrap());
+    assert!(matches!(&*refused.wait().unwrap_err(), Error::OutOfOrder { index: 40, last: 20, .. }));
+    tickets.reverse();
+    tickets.into_iter().for_each(|t| t.wait().unwrap());
+    writer.shutdown().unwrap();
+    assert_eq!(open(&disk, config()).unwrap().0.reader().last_index(ShardId(1)).unwrap(), 21);
+}
+
+/// A callback that panics stops the writer; nobody waits for ever.
+#[test]
+fn a_panicking_callback() {
+    let disk = MemDisk::new();
+    let writer = writer::spawn(open(&disk, config()).unwrap().0).unwrap();
+    writer.submit(batch(1, 1), Box::new(|_| panic!("on purpose")));
+    // Only the log's own thread can lead here.
+    assert!(matches!(writer.shutdown().unwrap_err(), Error::Closed));
+    assert!(matches!(&*writer.append_durable(batch(1, 2)).unwrap_err(), Error::Closed));
+    assert!(writer.failed().is_some());
+}
