@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::common::tiny;
 use isochrone_base::KeyRange;
@@ -186,4 +187,39 @@ fn old_files_go_when_the_last_reader_goes() {
     assert_eq!(tables(dir.path()).len() as u64, engine.stats().tables);
     let versions = fs::read_dir(dir.path().join("tree")).unwrap().count();
     assert!(versions <= 5, "{versions} files next to the tables");
+}
+
+/// Flushes begin while batches are being written; whatever the last one held, it held whole batches.
+#[test]
+fn a_flush_holds_whole_batches() {
+    const WIDTH: u32 = 300;
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..30u32 {
+        let engine = open(dir.path()).unwrap();
+        let rows: Vec<_> = engine.scan(&KeyRange::all(), false).map(|r| r.unwrap().1).collect();
+        assert!(rows.len() == if round == 0 { 0 } else { WIDTH as usize }, "{} rows", rows.len());
+        assert!(rows.iter().all(|v| *v == rows[0]), "part of a batch");
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|s| {
+            let writer = s.spawn(|| {
+                let mut n = 0u32;
+                while !stop.load(Ordering::Relaxed) {
+                    n += 1;
+                    let mut batch = WriteBatch::new();
+                    for i in 0..WIDTH {
+                        batch.put(i.to_be_bytes(), [round.to_be_bytes(), n.to_be_bytes()].concat());
+                    }
+                    engine.write(batch).unwrap();
+                }
+            });
+            while engine.flushed_seq() == 0 {
+                engine.flush().unwrap();
+            }
+            for _ in 0..5 {
+                engine.flush().unwrap();
+            }
+            stop.store(true, Ordering::Relaxed);
+            writer.join().unwrap();
+        });
+    }
 }

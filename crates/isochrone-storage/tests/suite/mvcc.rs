@@ -247,6 +247,27 @@ proptest! {
     }
 }
 
+/// Whatever garbage collection left behind: what was superseded before the read's timestamp is not its answer.
+#[test]
+fn a_leftover_below_a_collected_deletion_stays_deleted() {
+    let engine = MemEngine::new();
+    let put = |ts: u64, value: Option<&[u8]>| {
+        let mut batch = WriteBatch::new();
+        mvcc::put_version(&mut batch, &engine, b"k", Timestamp(ts), value).unwrap();
+        engine.write(batch).unwrap();
+    };
+    put(5, Some(b"old"));
+    put(10, None);
+    let mut batch = WriteBatch::new();
+    batch.delete(mvcc::data_key(b"k"));
+    batch.delete(mvcc::history_key(b"k", Timestamp(10)));
+    engine.write(batch).unwrap();
+    put(30, Some(b"new"));
+    assert_eq!(mvcc::get_at(&engine, b"k", Timestamp(20)).unwrap(), None);
+    assert_eq!(mvcc::scan_at(&engine.snapshot(), &KeyRange::all(), Timestamp(20), false).count(), 0);
+    assert!(mvcc::get_at(&engine, b"k", Timestamp(9)).unwrap().is_some());
+}
+
 /// A reader that looks at the data space first and at the history later finds a version that moved in between.
 #[test]
 fn point_reads_race_with_writers() {
