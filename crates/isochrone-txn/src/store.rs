@@ -1,8 +1,172 @@
-//! Small pieces of the store that stand alone: how a counter is written.
+//! The face to the query layer on one node: [`Store`].
+//!
+//! Transactions, bulk writes and counters are made here, on the coordinator; what needs the node's shards and log
+//! themselves is asked of [`NodeServices`], which the server implements.
 
-use isochrone_base::{Bytes, Value};
+use std::sync::Arc;
 
-use crate::kv::Error;
+use futures_util::stream::{StreamExt, iter};
+use isochrone_base::{Bytes, Key, KeyRange, Timestamp, Value};
+
+use crate::commit::{Request, commit_request};
+use crate::coordinator::Coordinator;
+use crate::kv::{BoxFuture, Error, Isolation, KvStore, KvTxn, Lock, ShardInfo, TxnInfo, TxnOptions, WalRow};
+use crate::retry::{Retriable, retry};
+
+/// Bytes of keys and values in one batch of a bulk write, about.
+pub const BULK_BYTES_MAX: usize = 4 << 20;
+/// Batches of one bulk write under way at once.
+const BULK_PARALLEL: usize = 4;
+
+/// What a node can do beside transactions. Errors as in [`Error`].
+pub trait NodeServices: Send + Sync {
+    /// See [`KvStore::clear_range`].
+    fn clear_range<'a>(&'a self, range: KeyRange) -> BoxFuture<'a, Result<(), Error>>;
+    /// See [`KvStore::split_at`].
+    fn split_at<'a>(&'a self, keys: Vec<Key>) -> BoxFuture<'a, Result<(), Error>>;
+    /// See [`KvStore::shards`].
+    fn shards<'a>(&'a self, range: KeyRange) -> BoxFuture<'a, Result<Vec<ShardInfo>, Error>>;
+    /// See [`KvStore::wal`].
+    fn wal<'a>(&'a self, max: usize) -> BoxFuture<'a, Result<Vec<WalRow>, Error>>;
+    /// See [`KvStore::transactions`].
+    fn transactions<'a>(&'a self) -> BoxFuture<'a, Result<Vec<TxnInfo>, Error>>;
+}
+
+/// See the module.
+pub struct Store {
+    coordinator: Arc<Coordinator>,
+    services: Arc<dyn NodeServices>,
+}
+
+impl Store {
+    /// From the node's coordinator and its services.
+    pub fn new(coordinator: Arc<Coordinator>, services: Arc<dyn NodeServices>) -> Store {
+        Store { coordinator, services }
+    }
+
+    /// The coordinator below.
+    pub fn coordinator(&self) -> &Arc<Coordinator> {
+        &self.coordinator
+    }
+
+    /// One batch, which lies in one shard unless that is split meanwhile. A new attempt starts only when the last one
+    /// is known to be aborted: a copy of it that arrives late would otherwise write over what came after.
+    async fn write_batch(&self, rows: Vec<(Key, Value)>) -> Result<(), Error> {
+        let mut attempt = 0;
+        loop {
+            let request = Request::blind(self.coordinator.new_txn_id(), rows.iter().cloned());
+            match commit_request(self.coordinator.clone(), request).await {
+                Err(e) if e.retriable() && attempt + 1 < self.coordinator.config.own_attempts_max => {
+                    self.coordinator.backoff.wait(attempt).await;
+                    attempt += 1;
+                }
+                other => return other.map(|_| ()),
+            }
+        }
+    }
+}
+
+/// Sorts rows (of equal keys the last one stays) and cuts them by shard and size.
+fn batches(coordinator: &Coordinator, mut rows: Vec<(Key, Value)>) -> Vec<Vec<(Key, Value)>> {
+    // Stable, so that the last of several equal keys comes last.
+    rows.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut out: Vec<Vec<(Key, Value)>> = Vec::new();
+    let mut shard: Option<KeyRange> = None;
+    let mut bytes = 0;
+    for (key, value) in rows {
+        if let Some(last) = out.last_mut().and_then(|b| b.last_mut())
+            && last.0 == key
+        {
+            last.1 = value;
+            continue;
+        }
+        let same_shard = shard.as_ref().is_some_and(|s| s.contains(&key));
+        if !same_shard {
+            shard = Some(coordinator.client.route_key(&key));
+        }
+        let more = key.len() + value.len();
+        match out.last_mut() {
+            Some(batch) if same_shard && bytes + more <= BULK_BYTES_MAX => {
+                bytes += more;
+                batch.push((key, value));
+            }
+            _ => {
+                bytes = more;
+                out.push(vec![(key, value)]);
+            }
+        }
+    }
+    out
+}
+
+impl KvStore for Store {
+    fn begin(&self, options: TxnOptions) -> Box<dyn KvTxn> {
+        self.coordinator.begin(options)
+    }
+
+    fn now(&self) -> Timestamp {
+        self.coordinator.clock.now()
+    }
+
+    fn bulk_write<'a>(&'a self, rows: Vec<(Key, Value)>) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            let batches = batches(&self.coordinator, rows);
+            let writes: Vec<_> = batches.into_iter().map(|batch| self.write_batch(batch)).collect();
+            let mut answers = iter(writes).buffer_unordered(BULK_PARALLEL);
+            let mut result = Ok(());
+            while let Some(answer) = answers.next().await {
+                result = result.and(answer);
+            }
+            result
+        })
+    }
+
+    fn clear_range<'a>(&'a self, range: KeyRange) -> BoxFuture<'a, Result<(), Error>> {
+        self.services.clear_range(range)
+    }
+
+    fn add_counter<'a>(&'a self, key: Key, n: u64) -> BoxFuture<'a, Result<u64, Error>> {
+        Box::pin(async move {
+            let options = TxnOptions { isolation: Isolation::ReadCommitted, ..TxnOptions::default() };
+            let attempts_max = self.coordinator.config.own_attempts_max;
+            // An attempt whose outcome is unknown may have taken its numbers: a new one takes others, none comes twice.
+            for _ in 0..attempts_max {
+                let added = retry(self, &self.coordinator.backoff, &options, attempts_max, |mut txn| {
+                    let key = &key;
+                    async move {
+                        let before = counter_value(txn.get(key, Lock::Exclusive).await?.as_ref())?;
+                        let exhausted = || Error::TooLarge("counter is exhausted".to_string());
+                        let after = before.checked_add(n).ok_or_else(exhausted)?;
+                        txn.put(key.clone(), Some(counter_bytes(after)))?;
+                        txn.commit().await?;
+                        Ok(before)
+                    }
+                });
+                match added.await {
+                    Err(Error::Unknown(_)) => {}
+                    other => return other,
+                }
+            }
+            Err(Error::Unavailable("counter cannot be written".to_string()))
+        })
+    }
+
+    fn split_at<'a>(&'a self, keys: Vec<Key>) -> BoxFuture<'a, Result<(), Error>> {
+        self.services.split_at(keys)
+    }
+
+    fn shards<'a>(&'a self, range: KeyRange) -> BoxFuture<'a, Result<Vec<ShardInfo>, Error>> {
+        self.services.shards(range)
+    }
+
+    fn wal<'a>(&'a self, max: usize) -> BoxFuture<'a, Result<Vec<WalRow>, Error>> {
+        self.services.wal(max)
+    }
+
+    fn transactions<'a>(&'a self) -> BoxFuture<'a, Result<Vec<TxnInfo>, Error>> {
+        self.services.transactions()
+    }
+}
 
 /// The value of a counter: eight bytes, most significant first; an absent row is 0.
 pub fn counter_value(value: Option<&Value>) -> Result<u64, Error> {
