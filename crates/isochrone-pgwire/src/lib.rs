@@ -40,3 +40,11 @@ mod startup;
 pub use backend::{Backend, ClientInfo, Session};
 pub use error::Error;
 pub use server::{Config, SecretSource, Server, os_secrets};
+
+#[cfg(test)]
+extern crate self as isochrone_pgwire;
+#[cfg(test)]
+#[path = "../tests/fake/mod.rs"]
+mod fake;
+#[cfg(test)]
+mod writes;
