@@ -23,6 +23,8 @@ pub mod error;
 pub mod function;
 pub mod key;
 pub mod numeric;
+#[cfg(test)]
+mod proptests;
 pub mod row;
 pub mod settings;
 pub mod text;

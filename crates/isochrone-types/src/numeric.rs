@@ -139,6 +139,14 @@ impl Numeric {
         }
     }
 
+    /// Mantissa and scale when the mantissa fits 64 bits.
+    pub fn small_parts(&self) -> Option<(i64, u16)> {
+        match &self.0 {
+            Repr::Small { m, scale } => Some((*m, *scale)),
+            _ => None,
+        }
+    }
+
     /// Bytes on the heap.
     pub fn heap_bytes(&self) -> usize {
         match &self.0 {
