@@ -300,3 +300,6 @@ pub(crate) fn vote_of(record: &Record) -> u64 {
 pub(crate) fn path_of(dir: &Path, generation: u64) -> PathBuf {
     dir.join(segment_name(generation))
 }
+
+#[cfg(test)]
+mod tests;

@@ -92,6 +92,8 @@ pub struct Log {
     pub(crate) pending: Vec<Applied>,
     unsynced: bool,
     bounds: FxHashMap<ShardId, Bounds>,
+    /// Scratch: the bounds that the batches at hand change.
+    touched: FxHashMap<ShardId, Option<Bounds>>,
     /// Recycled files, by their last generation.
     pub(crate) spares: Vec<PathBuf>,
     buf: Vec<u8>,
@@ -176,6 +178,7 @@ impl Log {
             pending: Vec::new(),
             unsynced: false,
             bounds,
+            touched: FxHashMap::default(),
             spares: Vec::new(),
             buf: Vec::new(),
             poisoned: None,
@@ -291,17 +294,29 @@ impl Log {
 
     /// Checks that every record continues its shard's log, and takes the new bounds in.
     fn admit(&mut self, batches: &[Batch]) -> Result<(), Error> {
-        // Common case: few shards per batch; the scratch map is empty again for the next.
-        let mut touched: Vec<(ShardId, Option<Bounds>)> = Vec::new();
-        for r in batches.iter().flat_map(|b| &b.records) {
-            let at = match touched.iter().rposition(|t| t.0 == r.shard) {
-                Some(at) => at,
-                None => {
-                    touched.push((r.shard, self.bounds.get(&r.shard).copied()));
-                    touched.len() - 1
+        let mut touched = std::mem::take(&mut self.touched);
+        touched.clear();
+        let r = self.admit_each(batches, &mut touched);
+        if r.is_ok() {
+            // Each shard by itself: the order is not observed.
+            for (&shard, b) in &touched {
+                match b {
+                    Some(b) => drop(self.bounds.insert(shard, *b)),
+                    None => drop(self.bounds.remove(&shard)),
                 }
-            };
-            let slot = &mut touched[at].1;
+            }
+        }
+        self.touched = touched;
+        r
+    }
+
+    fn admit_each(
+        &self,
+        batches: &[Batch],
+        touched: &mut FxHashMap<ShardId, Option<Bounds>>,
+    ) -> Result<(), Error> {
+        for r in batches.iter().flat_map(|b| &b.records) {
+            let slot = touched.entry(r.shard).or_insert_with(|| self.bounds.get(&r.shard).copied());
             let b = slot.unwrap_or(Bounds::NEW);
             *slot = match r.kind {
                 Kind::Entry | Kind::MovedEntry => {
@@ -316,17 +331,11 @@ impl Log {
                     Some(Bounds { first: b.first, last: r.index })
                 }
                 Kind::HardState => Some(b),
-                Kind::TruncatePrefix if r.index <= b.first => Some(b),
+                Kind::TruncatePrefix if r.index <= b.first => *slot,
                 Kind::TruncatePrefix => Some(Bounds { first: r.index, last: b.last.max(r.index - 1) }),
                 Kind::Reset => Some(Bounds { first: r.index, last: r.index - 1 }),
                 Kind::RemoveShard => None,
             };
-        }
-        for (shard, b) in touched {
-            match b {
-                Some(b) => drop(self.bounds.insert(shard, b)),
-                None => drop(self.bounds.remove(&shard)),
-            }
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use isochrone_env::fake::MemDisk;
 use isochrone_wal::{Batch, DATA_START, Error, Tail, inspect};
 
-use crate::support::{DIR, Model, Op, config, files, observe, open, segment_files};
+use crate::support::{DIR, Model, Op, config, copy_of, files, observe, open, segment_files};
 
 /// A log of a few segments, some recycled, and the model after every synced batch, oldest first.
 fn small_log(close: bool) -> (MemDisk, Vec<Model>) {
@@ -39,14 +39,6 @@ fn small_log(close: bool) -> (MemDisk, Vec<Model>) {
         log.close().unwrap();
     }
     (disk, versions)
-}
-
-fn copy_of(files: &[(PathBuf, Vec<u8>)]) -> MemDisk {
-    let disk = MemDisk::new();
-    for (name, bytes) in files {
-        disk.set_contents(name, bytes.clone());
-    }
-    disk
 }
 
 #[derive(Default, Debug)]
@@ -233,4 +225,66 @@ fn verify_reports_all() {
     let places: Vec<u64> = v.problems.iter().filter(|p| p.file == files[0].0).map(|p| p.offset).collect();
     assert!(places.len() >= 2 && places[0] == DATA_START, "{:?}", v.problems);
     assert!(v.segments.len() == originals.len());
+}
+
+/// W5: a lost write before a whole one is a cut; the whole one never comes back, even where the log grows up to it
+/// again and the zeros behind the new end are lost.
+#[test]
+fn what_was_cut_does_not_come_back() {
+    use isochrone_base::ShardId;
+    let disk = MemDisk::new();
+    let mut log = open(&disk, config()).unwrap().0;
+    let entry = |index, bytes| {
+        let mut b = Batch::new();
+        b.entry(ShardId(1), 1, index, vec![index as u8; bytes]);
+        b
+    };
+    log.append(&[entry(1, 20)]).unwrap();
+    log.sync().unwrap();
+    let (name, before) = segment_files(&disk).pop().unwrap();
+    let lost_at = log.durable_end().offset as usize;
+    log.append(&[entry(2, 100)]).unwrap();
+    let whole_at = lost_at + 56 + 36 + 100;
+    assert!(whole_at.is_multiple_of(8));
+    log.append(&[entry(3, 10)]).unwrap();
+    drop(log);
+    let (_, mut torn) = segment_files(&disk).pop().unwrap();
+    torn[lost_at..whole_at].copy_from_slice(&before[lost_at..whole_at]);
+    disk.set_contents(&name, torn.clone());
+    let (mut log, report) = open(&disk, config()).unwrap();
+    let what = "a write is missing before a whole one";
+    assert_eq!(report.tail, Tail::Cut { file: name.clone(), offset: lost_at as u64, what });
+    assert_eq!(log.reader().last_index(ShardId(1)).unwrap(), 1);
+    // The first batch of the new life takes 56 bytes: this one ends where the old whole one begins.
+    log.append(&[entry(2, 100 - 56)]).unwrap();
+    drop(log);
+    let (_, mut now) = segment_files(&disk).pop().unwrap();
+    assert_eq!(now[whole_at..whole_at + 56], [0; 56]);
+    now[whole_at..whole_at + 200].copy_from_slice(&torn[whole_at..whole_at + 200]);
+    disk.set_contents(&name, now);
+    let (log, report) = open(&disk, config()).unwrap();
+    assert_eq!(report.tail, Tail::Clean);
+    assert_eq!(log.reader().last_index(ShardId(1)).unwrap(), 2, "entry 3 is of an earlier life");
+    let entries = log.reader().entries(ShardId(1), 2..3, 0).unwrap();
+    assert_eq!(entries[0].payload.len(), 44);
+}
+
+/// What rots after the log was opened is found when it is read.
+#[test]
+fn rot_is_found_by_reading() {
+    use isochrone_base::ShardId;
+    let (disk, versions) = small_log(true);
+    let log = open(&disk, config()).unwrap().0;
+    let shard = ShardId(1);
+    let model = &versions.last().unwrap().0[&1];
+    let p = log.reader().position(shard, model.first).unwrap();
+    for bit in 0..p.bytes * 8 {
+        let original = disk.contents(&p.file).unwrap();
+        let mut bytes = original.clone();
+        bytes[(p.at.offset + bit / 8) as usize] ^= 1 << (bit % 8);
+        disk.set_contents(&p.file, bytes);
+        let r = log.reader().entries(shard, model.first..model.last() + 1, usize::MAX);
+        assert!(matches!(&r, Err(Error::Damaged { offset, .. }) if *offset == p.at.offset), "bit {bit}: {r:?}");
+        disk.set_contents(&p.file, original);
+    }
 }

@@ -5,5 +5,6 @@ mod exhaustive;
 mod faults;
 mod maintain;
 mod model;
+mod os;
 mod support;
 mod threads;

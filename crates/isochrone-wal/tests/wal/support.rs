@@ -36,6 +36,14 @@ pub fn segment_files(disk: &MemDisk) -> Vec<(PathBuf, Vec<u8>)> {
     files(disk).into_iter().filter(|(n, _)| n.file_name().unwrap().to_str().unwrap().starts_with("wal-")).collect()
 }
 
+pub fn copy_of(files: &[(PathBuf, Vec<u8>)]) -> MemDisk {
+    let disk = MemDisk::new();
+    for (name, bytes) in files {
+        disk.set_contents(name, bytes.clone());
+    }
+    disk
+}
+
 /// A shard's log as anybody would write it down.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardModel {
