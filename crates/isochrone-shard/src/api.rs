@@ -259,7 +259,8 @@ pub trait ShardClient: Send + Sync {
     fn commit1<'a>(&'a self, piece: Piece) -> BoxFuture<'a, Result<Prepared, Error>>;
 
     /// R16, at the anchor.
-    fn decide<'a>(&'a self, anchor: PieceId, decision: Decision) -> BoxFuture<'a, Result<AnchorReply, Error>>;
+    fn decide<'a>(&'a self, anchor: PieceId, decision: Decision)
+    -> BoxFuture<'a, Result<AnchorReply, Error>>;
 
     /// R18.1: what does the anchor know? Logs nothing.
     fn ask<'a>(&'a self, anchor: PieceId) -> BoxFuture<'a, Result<AnchorReply, Error>>;

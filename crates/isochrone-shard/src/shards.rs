@@ -1,0 +1,414 @@
+//! The shards of a node: opening, routing by key, application.
+//!
+//! How the consensus layer drives it, for entries of one shard in log order, from one thread per shard:
+//! [`Shards::apply_entries`] does everything. Who wants batches over several shards calls [`Shards::apply`] for each entry
+//! (on [`ApplyResult::Cut`]: writes the batch, calls [`Shards::after_write`], applies the entry again), writes the batch
+//! to the engine, then calls [`Shards::after_write`] for each shard in it; in that time it holds off
+//! [`Shards::collect_garbage`].
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Arc, RwLock};
+
+use isochrone_base::{
+    Bytes, Key, KeyRange, LogIndex, NodeId, PieceNo, ShardId, Term, Timestamp, TxnId, keyspace,
+};
+use isochrone_clock::Hlc;
+use isochrone_storage::mvcc::{self, Space};
+use isochrone_storage::{Engine, WriteBatch};
+
+use crate::api::{Mode, PieceRef, Record};
+use crate::config::Config;
+use crate::outcome::{ApplyError, ApplyResult, OpenError};
+use crate::record::{APPLIED, Replicated, SHARD};
+use crate::shard::{Shard, ShardState};
+
+/// [`Shards::apply_entries`] writes a batch when it holds this much.
+const BATCH_BYTES_MAX: usize = 4 << 20;
+
+/// What the log layer needs to know of a shard that was opened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ShardMeta {
+    /// Its id.
+    pub shard: ShardId,
+    /// Its keys.
+    pub range: KeyRange,
+    /// Counts the changes of its range.
+    pub epoch: u64,
+    /// Last applied index.
+    pub applied: LogIndex,
+    /// Term of the last applied entry.
+    pub applied_term: Term,
+}
+
+/// What inspection shows of one record.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RecordInfo {
+    /// The shard it lies in.
+    pub shard: ShardId,
+    /// The transaction attempt.
+    pub txn: TxnId,
+    /// The piece.
+    pub piece: PieceNo,
+    /// Its state.
+    pub record: Record,
+    /// Its deadline.
+    pub deadline: Timestamp,
+    /// Candidate timestamp, where it is still known.
+    pub candidate: Option<Timestamp>,
+    /// Mode, where it is still known.
+    pub mode: Option<Mode>,
+    /// All pieces, where they are still known.
+    pub pieces: Vec<PieceRef>,
+    /// The anchor, where it is still known.
+    pub anchor: Option<PieceNo>,
+    /// Keys it writes, while it is prepared.
+    pub keys: usize,
+}
+
+#[derive(Default)]
+struct Map {
+    by_id: BTreeMap<ShardId, Arc<Shard>>,
+    /// By first key; with the first key behind.
+    by_start: BTreeMap<Key, (Arc<Shard>, Key)>,
+}
+
+impl Map {
+    fn insert(&mut self, shard: Arc<Shard>) {
+        let range = shard.range();
+        self.by_id.insert(shard.id(), shard.clone());
+        self.by_start.insert(range.start, (shard, range.end));
+    }
+
+    fn at(&self, key: &[u8]) -> Option<(&Key, &(Arc<Shard>, Key))> {
+        self.by_start
+            .range::<[u8], _>((Bound::Unbounded, Bound::Included(key)))
+            .next_back()
+            .filter(|(_, (_, end))| end.is_empty() || key < end.as_slice())
+    }
+}
+
+/// See the module.
+pub struct Shards {
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) node: NodeId,
+    pub(crate) clock: Arc<Hlc>,
+    pub(crate) config: Arc<Config>,
+    map: RwLock<Map>,
+}
+
+impl Shards {
+    /// The shards of a new cluster: system and catalog in the first, user tables in the second (design D17).
+    pub fn initial() -> Vec<(ShardId, KeyRange)> {
+        let user = keyspace::first_user_key();
+        vec![
+            (ShardId(1), KeyRange::new(Key::new(), user.clone())),
+            (ShardId(2), KeyRange::new(user, Key::new())),
+        ]
+    }
+
+    /// Writes the first descriptors into an empty engine.
+    ///
+    /// # Errors
+    /// `NotEmpty` if there are shards already.
+    pub fn bootstrap(engine: &dyn Engine, initial: &[(ShardId, KeyRange)]) -> Result<(), OpenError> {
+        if engine.scan(&Space::State.all(), false).next().transpose()?.is_some() {
+            return Err(OpenError::NotEmpty);
+        }
+        let mut batch = WriteBatch::new();
+        for (shard, range) in initial {
+            let repl = Replicated::new(*shard, range.clone());
+            repl.put_shard(&mut batch);
+            repl.put_applied(&mut batch);
+        }
+        engine.write(batch)?;
+        Ok(())
+    }
+
+    /// Opens every shard that the engine holds. The clock is moved above every timestamp found.
+    ///
+    /// # Errors
+    /// `Storage` if the engine fails, `Damaged` if what it holds cannot be read.
+    pub fn open(
+        engine: Arc<dyn Engine>,
+        node: NodeId,
+        clock: Arc<Hlc>,
+        config: Config,
+    ) -> Result<Arc<Shards>, OpenError> {
+        let config = Arc::new(config);
+        let mut map = Map::default();
+        let mut found: BTreeMap<ShardId, (Option<Bytes>, Option<Bytes>)> = BTreeMap::new();
+        for row in engine.scan(&Space::State.all(), false) {
+            let (key, value) = row?;
+            let Some((id, name)) = key.get(1..).and_then(|k| k.split_first_chunk::<8>()) else { continue };
+            let entry = found.entry(ShardId(u64::from_be_bytes(*id))).or_default();
+            match name {
+                n if n == SHARD => entry.0 = Some(value),
+                n if n == APPLIED => entry.1 = Some(value),
+                _ => {}
+            }
+        }
+        for (id, (descriptor, applied)) in found {
+            // Other layers may keep state of shards that have no replica here.
+            let Some(descriptor) = descriptor else { continue };
+            let damaged = |e: isochrone_base::codec::DecodeError| OpenError::Damaged(id, e.to_string());
+            let applied =
+                applied.ok_or_else(|| OpenError::Damaged(id, "its applied index is missing".into()))?;
+            let mut repl = Replicated::decode(id, descriptor, applied).map_err(damaged)?;
+            let prefix = mvcc::record_prefix(id);
+            for row in engine.scan(&KeyRange::prefix(&prefix), false) {
+                let (key, value) = row?;
+                // Records are kept: a copy, so that no block of the engine's cache is held.
+                let value = Bytes::copy_from_slice(&value);
+                repl.load_record(key.slice(prefix.len()..), value).map_err(damaged)?;
+            }
+            map.insert(Arc::new(Shard::new(repl, engine.clone(), clock.clone(), node, config.clone())));
+        }
+        Ok(Arc::new(Shards { engine, node, clock, config, map: RwLock::new(map) }))
+    }
+
+    fn read_map(&self) -> std::sync::RwLockReadGuard<'_, Map> {
+        self.map.read().expect("nothing panics while the shard map is held")
+    }
+
+    /// This node.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// All shards, by id.
+    pub fn list(&self) -> Vec<ShardMeta> {
+        self.all()
+            .iter()
+            .map(|s| {
+                let r = &s.lock().repl;
+                ShardMeta {
+                    shard: s.id,
+                    range: r.range.clone(),
+                    epoch: r.epoch,
+                    applied: r.applied,
+                    applied_term: r.applied_term,
+                }
+            })
+            .collect()
+    }
+
+    /// All shards, by id.
+    pub(crate) fn all(&self) -> Vec<Arc<Shard>> {
+        self.read_map().by_id.values().cloned().collect()
+    }
+
+    /// One shard.
+    pub fn get(&self, id: ShardId) -> Option<Arc<Shard>> {
+        self.read_map().by_id.get(&id).cloned()
+    }
+
+    /// The shard that a key lives on, if it has a replica here.
+    pub fn of_key(&self, key: &[u8]) -> Option<Arc<Shard>> {
+        self.read_map().at(key).map(|(_, (shard, _))| shard.clone())
+    }
+
+    /// The shard that the upper end of a range lives on.
+    pub(crate) fn of_end(&self, range: &KeyRange) -> Option<Arc<Shard>> {
+        let map = self.read_map();
+        let upper =
+            if range.end.is_empty() { Bound::Unbounded } else { Bound::Excluded(range.end.as_slice()) };
+        map.by_start
+            .range::<[u8], _>((Bound::Unbounded, upper))
+            .next_back()
+            .filter(|(_, (_, end))| end.is_empty() || (!range.end.is_empty() && range.end <= *end))
+            .map(|(_, (shard, _))| shard.clone())
+    }
+
+    /// The parts of a range by shard, in key order.
+    pub(crate) fn cut(&self, range: &KeyRange) -> Vec<KeyRange> {
+        self.ranges(range).into_iter().map(|r| r.intersect(range)).filter(|r| !r.is_empty()).collect()
+    }
+
+    /// The ranges of the shards that overlap a range, in key order.
+    pub fn ranges(&self, range: &KeyRange) -> Vec<KeyRange> {
+        let map = self.read_map();
+        let first = map.at(&range.start).map_or_else(|| range.start.clone(), |(start, _)| start.clone());
+        map.by_start
+            .range(first..)
+            .map(|(start, (_, end))| KeyRange { start: start.clone(), end: end.clone() })
+            .take_while(|r| range.end.is_empty() || r.start < range.end || r.start == range.start)
+            .collect()
+    }
+
+    /// This node leads the shard in this term. Call it before any entry of that term is applied. The shard serves once
+    /// such an entry was applied (R1).
+    pub fn lead(&self, shard: ShardId, term: Term) {
+        if let Some(s) = self.get(shard) {
+            s.lead(term);
+        }
+    }
+
+    /// This node does not lead the shard (any more).
+    pub fn follow(&self, shard: ShardId) {
+        if let Some(s) = self.get(shard) {
+            s.follow();
+        }
+    }
+
+    /// The node's log or storage has failed: every shard answers `Stopped` from now on.
+    pub fn stop(&self, reason: &str) {
+        for s in self.all() {
+            s.stop(reason);
+        }
+    }
+
+    /// Applies a committed entry: the replicated state in memory at once, the engine through `batch`, which also gets
+    /// the applied index. Nothing of it is visible to readers until the batch is written and
+    /// [`Shards::after_write`] called. Entries at or below the applied index are passed over. An empty payload is the
+    /// first entry of a leader's term.
+    ///
+    /// # Errors
+    /// The shard cannot go on (damage, a broken invariant): stop the node.
+    pub fn apply(
+        &self,
+        shard: ShardId,
+        index: LogIndex,
+        term: Term,
+        payload: &Bytes,
+        batch: &mut WriteBatch,
+    ) -> Result<ApplyResult, ApplyError> {
+        let s = self.get(shard).ok_or_else(|| ApplyError {
+            shard,
+            index,
+            term,
+            reason: "no such shard on this node".into(),
+        })?;
+        s.apply(index, term, payload, batch, &|id| self.get(id).is_some())
+    }
+
+    /// The batch that holds the entries of this shard up to `index` is visible in the engine.
+    pub fn after_write(&self, shard: ShardId, index: LogIndex) {
+        let Some(s) = self.get(shard) else { return };
+        let created = s.after_write(index);
+        if created.is_empty() {
+            return;
+        }
+        let mut map = self.map.write().expect("nothing panics while the shard map is held");
+        for new in created {
+            map.insert(new);
+        }
+        map.insert(s);
+    }
+
+    /// Applies entries of one shard in order, in as few batches as can be, and makes them visible. Returns the shards
+    /// they created.
+    ///
+    /// # Errors
+    /// As [`Shards::apply`]; also when the engine refuses a batch.
+    pub fn apply_entries(
+        &self,
+        shard: ShardId,
+        entries: &[(LogIndex, Term, Bytes)],
+    ) -> Result<Vec<ShardMeta>, ApplyError> {
+        let Some(s) = self.get(shard) else {
+            let (index, term) = entries.first().map_or((0, 0), |e| (e.0, e.1));
+            return Err(ApplyError { shard, index, term, reason: "no such shard on this node".into() });
+        };
+        let _applying = s.applying.lock().expect("nothing panics while entries are applied");
+        let mut batch = WriteBatch::new();
+        let mut created = Vec::new();
+        let mut done = 0;
+        let flush = |batch: &mut WriteBatch, index: LogIndex, term: Term| {
+            if batch.is_empty() {
+                return Ok(());
+            }
+            self.engine.write(std::mem::take(batch)).map_err(|e| {
+                s.stop(&e.to_string());
+                ApplyError { shard, index, term, reason: e.to_string() }
+            })?;
+            self.after_write(shard, index);
+            Ok(())
+        };
+        for (index, term, payload) in entries {
+            loop {
+                match self.apply(shard, *index, *term, payload, &mut batch)? {
+                    ApplyResult::Applied { created: new } => {
+                        created.extend(new);
+                        break;
+                    }
+                    ApplyResult::Cut => flush(&mut batch, done, *term)?,
+                }
+            }
+            done = *index;
+            if batch.bytes() >= BATCH_BYTES_MAX {
+                flush(&mut batch, done, *term)?;
+            }
+        }
+        if let Some((index, term, _)) = entries.last() {
+            flush(&mut batch, *index, *term)?;
+        }
+        Ok(self.list().into_iter().filter(|m| created.contains(&m.shard)).collect())
+    }
+
+    /// One bounded pass of garbage collection below the shard's threshold; `resume` is what the pass before returned.
+    /// `None`: done.
+    ///
+    /// # Errors
+    /// The engine failed.
+    pub fn collect_garbage(
+        &self,
+        shard: ShardId,
+        resume: Option<Key>,
+    ) -> Result<Option<Key>, isochrone_storage::Error> {
+        let Some(s) = self.get(shard) else { return Ok(None) };
+        let _applying = s.applying.lock().expect("nothing panics while entries are applied");
+        let (range, threshold) = {
+            let g = s.lock();
+            (g.repl.range.clone(), g.repl.gc_threshold)
+        };
+        let progress = mvcc::gc(&*self.engine, &range, threshold, mvcc::GcBudget::default(), resume)?;
+        self.engine.write(progress.batch)?;
+        Ok(progress.resume)
+    }
+
+    /// The state of every shard, by id.
+    pub fn states(&self) -> Vec<ShardState> {
+        self.all().iter().map(|s| s.state()).collect()
+    }
+
+    /// Records, at most `max`: prepared ones first.
+    pub fn records(&self, max: usize) -> Vec<RecordInfo> {
+        let mut out = Vec::new();
+        for s in self.all() {
+            let g = s.lock();
+            for p in g.repl.prepared.values().take(max - out.len()) {
+                out.push(RecordInfo {
+                    shard: s.id,
+                    txn: p.piece.txn,
+                    piece: p.piece.piece,
+                    record: Record::Prepared(p.p),
+                    deadline: p.piece.deadline,
+                    candidate: Some(p.piece.candidate),
+                    mode: Some(p.piece.mode),
+                    pieces: p.piece.pieces.clone(),
+                    anchor: Some(p.piece.anchor),
+                    keys: p.piece.writes.len(),
+                });
+            }
+        }
+        for s in self.all() {
+            let g = s.lock();
+            for (key, t) in g.repl.tombstones.iter().rev().take(max - out.len()) {
+                out.push(RecordInfo {
+                    shard: s.id,
+                    txn: key.txn,
+                    piece: key.piece,
+                    record: t.record(),
+                    deadline: key.deadline,
+                    candidate: t.keep.as_ref().map(|k| k.candidate),
+                    mode: t.keep.as_ref().map(|k| k.mode),
+                    pieces: t.keep.as_ref().map_or_else(Vec::new, |k| k.pieces.clone()),
+                    anchor: t.keep.as_ref().map(|k| k.anchor),
+                    keys: 0,
+                });
+            }
+        }
+        out
+    }
+}
