@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::common::tiny;
 use isochrone_base::KeyRange;
-use isochrone_storage::{Engine, Error, LsmEngine, Reader, Result, WriteBatch};
+use isochrone_storage::{Engine, Error, LsmConfig, LsmEngine, Reader, Result, WriteBatch};
 
 fn write(engine: &dyn Engine, rows: u32, size: usize) -> Result<()> {
     let mut batch = WriteBatch::new();
@@ -194,11 +194,19 @@ fn old_files_go_when_the_last_reader_goes() {
 fn a_flush_holds_whole_batches() {
     const WIDTH: u32 = 300;
     let dir = tempfile::tempdir().unwrap();
-    for round in 0..30u32 {
-        let engine = open(dir.path()).unwrap();
+    for round in 0..10u32 {
+        // Large enough that the writer does not stand still, waiting for room, while memtables rotate.
+        let config = LsmConfig { memtable_bytes: 8 << 20, ..tiny() };
+        let engine = LsmEngine::open(dir.path(), config).unwrap();
         let rows: Vec<_> = engine.scan(&KeyRange::all(), false).map(|r| r.unwrap().1).collect();
         assert!(rows.len() == if round == 0 { 0 } else { WIDTH as usize }, "{} rows", rows.len());
-        assert!(rows.iter().all(|v| *v == rows[0]), "part of a batch");
+        let odd = rows.iter().position(|v| *v != rows[0]);
+        assert!(
+            odd.is_none(),
+            "part of a batch: in round {round} {:?} at 0, {:?} at {odd:?}",
+            rows[0],
+            rows[odd.unwrap_or(0)]
+        );
         let stop = AtomicBool::new(false);
         std::thread::scope(|s| {
             let writer = s.spawn(|| {
