@@ -6,7 +6,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use isochrone_sql::face::{Notice, OutputColumn, Outcome, RowSink, TxnStatus};
+use isochrone_sql::face::{Notice, Outcome, OutputColumn, RowSink, TxnStatus};
 use isochrone_types::settings::Settings;
 use isochrone_types::{Datum, Error, Type};
 

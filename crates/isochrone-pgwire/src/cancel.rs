@@ -89,9 +89,12 @@ mod tests {
         let keys = Arc::new(CancelKeys::default());
         let hits = Arc::new(AtomicU32::new(0));
         let count = Arc::clone(&hits);
-        let entry = keys.register(77, Arc::new(move || {
-            count.fetch_add(1, Ordering::Relaxed);
-        }));
+        let entry = keys.register(
+            77,
+            Arc::new(move || {
+                count.fetch_add(1, Ordering::Relaxed);
+            }),
+        );
         assert!(!keys.cancel(entry.process_id, 78) && !keys.cancel(entry.process_id + 1, 77));
         assert!(keys.cancel(entry.process_id, 77));
         assert_eq!(hits.load(Ordering::Relaxed), 1);

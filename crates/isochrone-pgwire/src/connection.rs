@@ -1,8 +1,10 @@
 //! One connection, from its first byte to its last: login, then message by message.
 //!
-//!     login ─► wait for a frame ─► handle it ─► (more frames?) ─► handle ... ─► write what is due ─► wait
-//!                    ▲                                                                  │
-//!                    └──────────────────────────────────────────────────────────────────┘
+//! ```text
+//! login ─► wait for a frame ─► handle it ─► (more frames?) ─► handle ... ─► write what is due ─► wait
+//!                ▲                                                                  │
+//!                └──────────────────────────────────────────────────────────────────┘
+//! ```
 //! Everything that has arrived is handled before anything is written, so that a pipeline costs one read and one write
 //! (P3 says when it is written earlier).
 
@@ -101,7 +103,11 @@ impl<R: AsyncRead + Unpin + Send> Link<R> {
     }
 
     /// Reads once, after writing what is due.
-    async fn fill<W: AsyncWrite + Unpin + Send>(&mut self, out: &mut Output<W>, idle: bool) -> Result<(), Failure> {
+    async fn fill<W: AsyncWrite + Unpin + Send>(
+        &mut self,
+        out: &mut Output<W>,
+        idle: bool,
+    ) -> Result<(), Failure> {
         if out.due {
             out.flush().await?;
         }
@@ -250,7 +256,11 @@ impl<W: AsyncWrite + Unpin + Send, S: Session> Connection<W, S> {
     }
 
     /// Handles one message.
-    async fn message<R: AsyncRead + Unpin + Send>(&mut self, link: &mut Link<R>, frame: Frame) -> Result<(), Failure> {
+    async fn message<R: AsyncRead + Unpin + Send>(
+        &mut self,
+        link: &mut Link<R>,
+        frame: Frame,
+    ) -> Result<(), Failure> {
         let body = link.input.body(frame);
         let result = match frame.tag {
             b'X' => return Err(Failure::Closed),
@@ -316,6 +326,10 @@ impl<W: AsyncWrite + Unpin + Send, S: Session> Connection<W, S> {
 
     /// Sync, and the end of a Query: the implicit transaction ends, the client may go on.
     pub(crate) async fn end_cycle(&mut self) -> Result<(), Failure> {
+        if self.session.status() == TxnStatus::Idle {
+            // Before the session ends the implicit transaction that they read in.
+            self.names.drop_portals();
+        }
         let session = &mut self.session;
         if let Err(e) = self.out.drive(async |_| session.sync().await).await? {
             self.error(&e);

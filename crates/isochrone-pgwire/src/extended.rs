@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use isochrone_sql::face::{OutputColumn, Outcome};
+use isochrone_sql::face::{Outcome, OutputColumn};
 use isochrone_types::binary::parse_binary;
 use isochrone_types::settings::Settings;
 use isochrone_types::text::parse_text;
@@ -17,7 +17,9 @@ use crate::backend::Session;
 use crate::connection::{Connection, Link, Trouble};
 use crate::error::protocol;
 use crate::frontend::{self, Target, Values};
-use crate::limits::{NAME_BYTES_MAX, PORTALS_MAX, STATEMENT_BYTES_MAX, STATEMENTS_MAX};
+use crate::limits::{
+    NAME_BYTES_MAX, PORTALS_BYTES_MAX, PORTALS_MAX, STATEMENT_BYTES_MAX, STATEMENTS_BYTES_MAX, STATEMENTS_MAX,
+};
 use crate::sink::{Formats, WireSink};
 use crate::{encode, limits};
 
@@ -27,6 +29,8 @@ pub(crate) struct Statement<S: Session> {
     parameters: Vec<Type>,
     /// Types of the result's columns; empty when it has no rows.
     types: Box<[Type]>,
+    /// Of its text.
+    bytes: usize,
 }
 
 /// A bound statement.
@@ -34,6 +38,8 @@ pub(crate) struct Portal<S: Session> {
     inner: S::Portal,
     statement: Arc<Statement<S>>,
     formats: Formats,
+    /// Of its parameters, as received.
+    bytes: usize,
 }
 
 /// The statements and portals of a connection.
@@ -42,6 +48,10 @@ pub(crate) struct Names<S: Session> {
     statements: BTreeMap<Box<str>, Arc<Statement<S>>>,
     unnamed_portal: Option<Portal<S>>,
     portals: BTreeMap<Box<str>, Portal<S>>,
+    /// Sum over `statements`.
+    statement_bytes: usize,
+    /// Sum over `portals`.
+    portal_bytes: usize,
 }
 
 impl<S: Session> Default for Names<S> {
@@ -51,6 +61,8 @@ impl<S: Session> Default for Names<S> {
             statements: BTreeMap::new(),
             unnamed_portal: None,
             portals: BTreeMap::new(),
+            statement_bytes: 0,
+            portal_bytes: 0,
         }
     }
 }
@@ -67,6 +79,23 @@ impl<S: Session> Names<S> {
         self.unnamed_portal = None;
         if !self.portals.is_empty() {
             self.portals.clear();
+            self.portal_bytes = 0;
+        }
+    }
+
+    fn drop_statement(&mut self, name: &str) {
+        if name.is_empty() {
+            self.unnamed_statement = None;
+        } else if let Some(s) = self.statements.remove(name) {
+            self.statement_bytes -= s.bytes;
+        }
+    }
+
+    fn drop_portal(&mut self, name: &str) {
+        if name.is_empty() {
+            self.unnamed_portal = None;
+        } else if let Some(p) = self.portals.remove(name) {
+            self.portal_bytes -= p.bytes;
         }
     }
 
@@ -78,7 +107,8 @@ impl<S: Session> Names<S> {
                 None => (None, format!("prepared statement \"{name}\"")),
             },
         };
-        found.ok_or_else(|| Error::new(SqlState::INVALID_SQL_STATEMENT_NAME, format!("{what} does not exist")))
+        found
+            .ok_or_else(|| Error::new(SqlState::INVALID_SQL_STATEMENT_NAME, format!("{what} does not exist")))
     }
 
     fn portal(&mut self, name: &str) -> Result<&mut Portal<S>, Error> {
@@ -105,7 +135,10 @@ pub(crate) fn check_text(text: &str) -> Result<(), Error> {
     if text.len() <= STATEMENT_BYTES_MAX {
         return Ok(());
     }
-    let text = format!("a statement of {} bytes is too long: at most {STATEMENT_BYTES_MAX} are possible", text.len());
+    let text = format!(
+        "a statement of {} bytes is too long: at most {STATEMENT_BYTES_MAX} are possible",
+        text.len()
+    );
     Err(Error::new(SqlState::PROGRAM_LIMIT_EXCEEDED, text))
 }
 
@@ -176,8 +209,12 @@ impl<W: AsyncWrite + Unpin + Send, S: Session> Connection<W, S> {
         } else if names.statements.contains_key(parse.name) {
             let text = format!("prepared statement \"{}\" already exists", parse.name);
             return Err(Error::new(SqlState::DUPLICATE_PREPARED_STATEMENT, text).into());
-        } else if names.statements.len() >= STATEMENTS_MAX {
-            let text = format!("too many prepared statements: at most {STATEMENTS_MAX} are possible");
+        } else if names.statements.len() >= STATEMENTS_MAX
+            || names.statement_bytes + parse.text.len() > STATEMENTS_BYTES_MAX
+        {
+            let text = format!(
+                "too many prepared statements: at most {STATEMENTS_MAX} of {STATEMENTS_BYTES_MAX} bytes are possible"
+            );
             return Err(Error::new(SqlState::PROGRAM_LIMIT_EXCEEDED, text).into());
         }
         let (oids, _) = parse.types.as_chunks::<4>();
@@ -186,10 +223,11 @@ impl<W: AsyncWrite + Unpin + Send, S: Session> Connection<W, S> {
         let inner = self.out.drive(async |_| session.parse(parse.text, &oids).await).await??;
         let parameters = S::parameter_types(&inner);
         let types = S::columns(&inner).unwrap_or_default().iter().map(|c| c.ty).collect();
-        let statement = Arc::new(Statement { inner, parameters, types });
+        let statement = Arc::new(Statement { inner, parameters, types, bytes: parse.text.len() });
         if parse.name.is_empty() {
             names.unnamed_statement = Some(statement);
         } else {
+            names.statement_bytes += statement.bytes;
             names.statements.insert(parse.name.into(), statement);
         }
         encode::empty(&mut self.out.buf, b'1');
@@ -206,8 +244,11 @@ impl<W: AsyncWrite + Unpin + Send, S: Session> Connection<W, S> {
         } else if names.portals.contains_key(bind.portal) {
             let text = format!("portal \"{}\" already exists", bind.portal);
             return Err(Error::new(SqlState::DUPLICATE_CURSOR, text).into());
-        } else if names.portals.len() >= PORTALS_MAX {
-            let text = format!("too many portals: at most {PORTALS_MAX} are possible");
+        } else if names.portals.len() >= PORTALS_MAX
+            || names.portal_bytes + bind.parameters.len() > PORTALS_BYTES_MAX
+        {
+            let text =
+                format!("too many portals: at most {PORTALS_MAX} of {PORTALS_BYTES_MAX} bytes are possible");
             return Err(Error::new(SqlState::PROGRAM_LIMIT_EXCEEDED, text).into());
         }
         let statement = Arc::clone(names.statement(bind.statement)?);
@@ -215,10 +256,11 @@ impl<W: AsyncWrite + Unpin + Send, S: Session> Connection<W, S> {
         let values = parameters(&bind, &statement.parameters, session.settings())?;
         let formats = result_formats(bind.result_formats, statement.types.len())?;
         let inner = self.out.drive(async |_| session.bind(&statement.inner, values).await).await??;
-        let portal = Portal { inner, statement, formats };
+        let portal = Portal { inner, statement, formats, bytes: bind.parameters.len() };
         if bind.portal.is_empty() {
             names.unnamed_portal = Some(portal);
         } else {
+            names.portal_bytes += portal.bytes;
             names.portals.insert(bind.portal.into(), portal);
         }
         encode::empty(&mut self.out.buf, b'2');
@@ -268,10 +310,8 @@ impl<W: AsyncWrite + Unpin + Send, S: Session> Connection<W, S> {
     pub(crate) fn close(&mut self, body: &[u8]) -> Result<(), Trouble> {
         let names = &mut self.names;
         match frontend::target(body, "CLOSE")? {
-            (Target::Statement, "") => names.unnamed_statement = None,
-            (Target::Statement, name) => drop(names.statements.remove(name)),
-            (Target::Portal, "") => names.unnamed_portal = None,
-            (Target::Portal, name) => drop(names.portals.remove(name)),
+            (Target::Statement, name) => names.drop_statement(name),
+            (Target::Portal, name) => names.drop_portal(name),
         }
         encode::empty(&mut self.out.buf, b'3');
         Ok(())

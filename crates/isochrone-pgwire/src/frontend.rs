@@ -208,6 +208,8 @@ pub(crate) fn format_code(codes: &[u8], i: usize) -> Result<bool, Error> {
     match code {
         0 => Ok(false),
         1 => Ok(true),
-        other => Err(Error::new(SqlState::INVALID_PARAMETER_VALUE, format!("unsupported format code: {other}"))),
+        other => {
+            Err(Error::new(SqlState::INVALID_PARAMETER_VALUE, format!("unsupported format code: {other}")))
+        }
     }
 }

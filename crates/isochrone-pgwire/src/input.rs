@@ -86,7 +86,9 @@ impl<R: AsyncRead + Unpin> Input<R> {
                 SMALL_FRAME_BYTES_MAX => SqlState::PROTOCOL_VIOLATION,
                 _ => SqlState::PROGRAM_LIMIT_EXCEEDED,
             };
-            let text = format!("invalid message length: {body} bytes in a message of type {tag}, at most {max} allowed");
+            let text = format!(
+                "invalid message length: {body} bytes in a message of type {tag}, at most {max} allowed"
+            );
             return Err(Failure::Fatal(Error::new(sqlstate, text)));
         }
         let start = self.pos + 5;

@@ -1,6 +1,8 @@
 //! The sending side: one buffer, written when the client may be waiting, or when it is large.
 //!
-//!     [ due: up to the last Sync or Flush ][ statement: from its mark ][ ... ]
+//! ```text
+//! [ due: up to the last Sync or Flush ][ statement: from its mark ][ ... ]
+//! ```
 //!
 //! Answers that are due are not written at once when more messages have already arrived: their answers go in the
 //! same write. If a statement among those makes the client wait, [`Output::drive`] writes what is due beside it (P3).

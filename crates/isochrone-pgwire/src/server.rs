@@ -94,7 +94,12 @@ pub struct Server<B> {
 
 impl<B: Backend> Server<B> {
     /// A server for this database.
-    pub fn new(config: Config, backend: B, timer: Arc<dyn Timer>, secrets: SecretSource) -> Result<Server<B>, Error> {
+    pub fn new(
+        config: Config,
+        backend: B,
+        timer: Arc<dyn Timer>,
+        secrets: SecretSource,
+    ) -> Result<Server<B>, Error> {
         config.validate()?;
         let shared = Shared {
             backend,
@@ -108,7 +113,11 @@ impl<B: Backend> Server<B> {
 
     /// Serves until `shutdown` resolves, then drains; returns when every connection has ended. An error means that
     /// the listening socket is broken; connections are then drained as well.
-    pub async fn serve(&self, listener: TcpListener, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
+    pub async fn serve(
+        &self,
+        listener: TcpListener,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<(), Error> {
         let (phase, watch) = watch::channel(Phase::Running);
         let mut tasks = JoinSet::new();
         let result = {
@@ -253,7 +262,8 @@ pub(crate) async fn run<R, W, B>(
     let mut link = Link::new(reader, phase, shared.metrics.clone());
     let mut out = Output::new(writer);
     // Boxed: the login's state is large and short-lived, the task's memory is for its whole life.
-    let login = Box::pin(guarded(timed_login(&mut link, &mut out, &shared, &*timer, login_timeout, trusted))).await;
+    let login =
+        Box::pin(guarded(timed_login(&mut link, &mut out, &shared, &*timer, login_timeout, trusted))).await;
     let login = match login {
         Ok(Ok(login)) => login,
         Ok(Err(failure)) => {

@@ -6,11 +6,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::backend::Session;
 use crate::connection::{Connection, Link, Trouble};
+use crate::encode;
 use crate::error::{Failure, protocol};
 use crate::extended::check_text;
 use crate::frontend;
 use crate::sink::{Formats, WireSink};
-use crate::encode;
 
 impl<W: AsyncWrite + Unpin + Send, S: Session> Connection<W, S> {
     /// Query, up to the ReadyForQuery that follows it.
@@ -74,7 +74,10 @@ impl<W: AsyncWrite + Unpin + Send, S: Session> Connection<W, S> {
 
     /// COPY FROM STDIN: feeds the session until the client is done. After an error the client may go on sending
     /// CopyData: the main loop ignores it.
-    pub(crate) async fn copy_in<R: AsyncRead + Unpin + Send>(&mut self, link: &mut Link<R>) -> Result<(), Trouble> {
+    pub(crate) async fn copy_in<R: AsyncRead + Unpin + Send>(
+        &mut self,
+        link: &mut Link<R>,
+    ) -> Result<(), Trouble> {
         self.out.due = true;
         loop {
             let frame = link.next(&mut self.out, false).await?;

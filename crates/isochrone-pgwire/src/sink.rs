@@ -62,7 +62,8 @@ impl<'a, W: AsyncWrite + Unpin + Send> WireSink<'a, W> {
         let n = self.out.buf.len() - from;
         if n > ROW_BYTES_MAX {
             self.out.buf.truncate(from);
-            let text = format!("a row of {n} bytes is too long to send: at most {ROW_BYTES_MAX} are possible");
+            let text =
+                format!("a row of {n} bytes is too long to send: at most {ROW_BYTES_MAX} are possible");
             return Err(Error::new(SqlState::PROGRAM_LIMIT_EXCEEDED, text));
         }
         Ok(())
@@ -116,10 +117,9 @@ impl<W: AsyncWrite + Unpin + Send> RowSink for WireSink<'_, W> {
             return Box::pin(std::future::ready(Ok(())));
         }
         Box::pin(async {
-            self.out
-                .flush()
-                .await
-                .map_err(|e| Error::new(SqlState::CONNECTION_FAILURE, format!("could not send to client: {e}")))
+            self.out.flush().await.map_err(|e| {
+                Error::new(SqlState::CONNECTION_FAILURE, format!("could not send to client: {e}"))
+            })
         })
     }
 

@@ -139,10 +139,8 @@ fn options(text: &str) -> Result<Vec<(String, String)>, Error> {
     while let Some(w) = words.next() {
         let assignment = if w == "-c" {
             words.next()
-        } else if let Some(a) = w.strip_prefix("--").or_else(|| w.strip_prefix("-c")) {
-            Some(a.to_owned())
         } else {
-            None
+            w.strip_prefix("--").or_else(|| w.strip_prefix("-c")).map(str::to_owned)
         };
         match assignment.as_deref().and_then(|a| a.split_once('=')) {
             Some((name, value)) if !name.is_empty() => out.push((name.replace('-', "_"), value.to_owned())),
@@ -168,7 +166,10 @@ mod tests {
 
     #[test]
     fn reads_packets_and_refuses_the_rest() {
-        let login = framed(3 << 16, b"user\0u\0database\0isochrone\0options\0-c a=1 --b-c=x\\ y\0_pq_.x\0y\0TimeZone\0UTC\0\0");
+        let login = framed(
+            3 << 16,
+            b"user\0u\0database\0isochrone\0options\0-c a=1 --b-c=x\\ y\0_pq_.x\0y\0TimeZone\0UTC\0\0",
+        );
         for n in 0..login.len() {
             assert_eq!(packet(&login[..n]).unwrap(), None);
         }

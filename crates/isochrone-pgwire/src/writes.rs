@@ -24,7 +24,11 @@ struct Counting<T> {
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Counting<T> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.inner).poll_read(cx, buf);
         self.calls.fetch_add(usize::from(result.is_ready()), Ordering::Relaxed);
         result

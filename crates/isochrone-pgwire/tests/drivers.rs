@@ -26,10 +26,7 @@ async fn a_driver_works() {
     assert_eq!(c.query_one(&one, &[]).await.unwrap().get::<_, i32>(0), 1);
     let types = [Type::INT8, Type::TEXT, Type::BOOL, Type::FLOAT8, Type::BYTEA];
     let echo = c.prepare_typed("echo", &types).await.unwrap();
-    let row = c
-        .query_one(&echo, &[&-5i64, &"grüße", &Some(true), &1.5f64, &None::<&[u8]>])
-        .await
-        .unwrap();
+    let row = c.query_one(&echo, &[&-5i64, &"grüße", &Some(true), &1.5f64, &None::<&[u8]>]).await.unwrap();
     assert_eq!((row.get::<_, i64>(0), row.get::<_, &str>(1), row.get::<_, bool>(2)), (-5, "grüße", true));
     assert_eq!((row.get::<_, f64>(3), row.get::<_, Option<&[u8]>>(4)), (1.5, None));
     // A pipeline, with an error in its middle.
@@ -107,7 +104,8 @@ async fn another_codec_reads_the_same() {
     while ready < 2 {
         let (tag, body) = c.message().await.expect("an open connection");
         let mut bytes = BytesMut::from(framed(tag, &body).as_slice());
-        let message = PgWireBackendMessage::decode(&mut bytes, &context).expect("well formed").expect("complete");
+        let message =
+            PgWireBackendMessage::decode(&mut bytes, &context).expect("well formed").expect("complete");
         assert!(bytes.is_empty(), "{message:?} leaves bytes");
         // It must also write what we wrote.
         let mut again = BytesMut::new();

@@ -122,9 +122,15 @@ async fn extended_queries() {
     );
     let one = |bytes: Vec<u8>| [bytes, sync()].concat();
     for (bytes, error) in [
-        (run(&[], &[], &[]), "08P01 bind message supplies 0 parameters, but prepared statement \"s\" requires 2"),
+        (
+            run(&[], &[], &[]),
+            "08P01 bind message supplies 0 parameters, but prepared statement \"s\" requires 2",
+        ),
         (run(&[0, 0, 0], &[None, None], &[]), "08P01 bind message has 3 parameter formats but 2 parameters"),
-        (run(&[], &[None, None], &[0, 0, 0]), "08P01 bind message has 3 result formats but query has 2 columns"),
+        (
+            run(&[], &[None, None], &[0, 0, 0]),
+            "08P01 bind message has 3 result formats but query has 2 columns",
+        ),
         (run(&[2], &[None, None], &[]), "22023 unsupported format code: 2"),
         (run(&[], &[None, Some(b"a\0b")], &[]), "22021 invalid byte sequence for encoding \"UTF8\": 0x00"),
         (run(&[], &[None, Some(b"a\xc3")], &[]), "22021 invalid byte sequence for encoding \"UTF8\": 0xc3"),
@@ -166,16 +172,30 @@ async fn extended_queries() {
     assert_eq!(c.ask(&query("commit")).await, ["C ROLLBACK", "Z I"]);
     assert_eq!(c.ask(&one(execute("p", 0))).await, ["E ERROR 34000 portal \"p\" does not exist", "Z I"]);
     // Everything is skipped after an error, Query too; what is before the error is answered.
-    let skipping =
-        [parse("t", "select 1", &[]), parse("", "nonsense", &[]), parse("u", "select 2", &[]), query("select 3"), sync()];
+    let skipping = [
+        parse("t", "select 1", &[]),
+        parse("", "nonsense", &[]),
+        parse("u", "select 2", &[]),
+        query("select 3"),
+        sync(),
+    ];
     assert_eq!(
         c.ask(&skipping.concat()).await,
         ["1", "E ERROR 42601 syntax error at or near \"nonsense\" [D] [P1]", "Z I"]
     );
-    let after = [close('S', "s"), close('S', "s"), close('P', "x"), describe('S', "t"), describe('S', "u"), sync()];
+    let after =
+        [close('S', "s"), close('S', "s"), close('P', "x"), describe('S', "t"), describe('S', "u"), sync()];
     assert_eq!(
         c.ask(&after.concat()).await,
-        ["3", "3", "3", "t ", "T ?column?:23:0", "E ERROR 26000 prepared statement \"u\" does not exist", "Z I"]
+        [
+            "3",
+            "3",
+            "3",
+            "t ",
+            "T ?column?:23:0",
+            "E ERROR 26000 prepared statement \"u\" does not exist",
+            "Z I"
+        ]
     );
     let empty = [parse("", "", &[]), bind("", "", &[], &[], &[]), describe('P', ""), execute("", 0), sync()];
     assert_eq!(c.ask(&empty.concat()).await, ["1", "2", "n", "I", "Z I"]);
@@ -211,16 +231,10 @@ async fn copy_in_both_protocols() {
     assert_eq!(c.ask(&rest).await, ["C COPY 2", "T ?column?:23:0", "D 1", "C SELECT 1", "Z I"]);
     // An error in the middle: the rest of the data is swallowed.
     let bad = [query("copyin; select 1"), data(b"bad"), data(b"more"), framed(b'c', b"")].concat();
-    assert_eq!(
-        c.ask(&bad).await,
-        ["G 2", "E ERROR 22P04 missing data for column \"b\"", "Z I"]
-    );
+    assert_eq!(c.ask(&bad).await, ["G 2", "E ERROR 22P04 missing data for column \"b\"", "Z I"]);
     assert_eq!(c.ask(&query("select 2")).await.len(), 4);
     let failed = [query("copyin"), data(b"x"), framed(b'f', b"changed my mind\0")].concat();
-    assert_eq!(
-        c.ask(&failed).await,
-        ["G 2", "E ERROR 57014 COPY from stdin failed: changed my mind", "Z I"]
-    );
+    assert_eq!(c.ask(&failed).await, ["G 2", "E ERROR 57014 COPY from stdin failed: changed my mind", "Z I"]);
     let odd = [query("copyin"), query("select 1")].concat();
     assert_eq!(
         c.ask(&odd).await,
@@ -237,7 +251,10 @@ async fn copy_in_both_protocols() {
     assert_eq!(c.line().await, "E ERROR 22P04 missing data for column \"b\"");
     assert_eq!(c.ask(&[data(b"x\n"), data(b"x\n"), framed(b'c', b""), sync()].concat()).await, ["Z I"]);
     // Out.
-    assert_eq!(c.ask(&query("copyout 2")).await, ["H 1", "d line 0\\n", "d line 1\\n", "c", "C COPY 2", "Z I"]);
+    assert_eq!(
+        c.ask(&query("copyout 2")).await,
+        ["H 1", "d line 0\\n", "d line 1\\n", "c", "C COPY 2", "Z I"]
+    );
 }
 
 #[tokio::test]
@@ -268,7 +285,10 @@ async fn bounds_of_frames() {
         (vec![b'?', 0, 0, 0, 4], "08P01 invalid frontend message type 63"),
         (vec![b'Q', 0, 0, 0, 3], "08P01 invalid message length 3"),
         (vec![b'Q', 255, 255, 255, 255], "08P01 invalid message length -1"),
-        (vec![b'E', 0, 0, 64, 0], "08P01 invalid message length: 16380 bytes in a message of type 69, at most 10000 allowed"),
+        (
+            vec![b'E', 0, 0, 64, 0],
+            "08P01 invalid message length: 16380 bytes in a message of type 69, at most 10000 allowed",
+        ),
         (
             vec![b'Q', 0x7f, 255, 255, 255],
             "54000 invalid message length: 2147483643 bytes in a message of type 81, at most 17825792 allowed",
@@ -363,4 +383,24 @@ async fn a_drain_has_an_end() {
     assert_eq!(waiting.line().await, "E ERROR 57014 canceling statement due to user request");
     server.join().await;
     assert_eq!(deaf.until_ready().await, ["closed"]);
+}
+
+#[tokio::test]
+async fn names_are_bounded() {
+    let server = start(Config::default()).await;
+    let mut c = server.client().await;
+    let many: Vec<u8> = (0..8_192).flat_map(|i| parse(&format!("s{i}"), "select 1", &[])).collect();
+    assert_eq!(c.ask(&[many, sync()].concat()).await.len(), 8_193);
+    let more = [parse("one more", "select 1", &[]), sync()].concat();
+    let refused = "E ERROR 54000 too many prepared statements: at most 8192 of 67108864 bytes are possible";
+    assert_eq!(c.ask(&more).await, [refused, "Z I"]);
+    assert_eq!(c.ask(&[close('S', "s7"), more.clone()].concat()).await, ["3", "1", "Z I"]);
+    assert_eq!(c.ask(&more).await[0], "E ERROR 42P05 prepared statement \"one more\" already exists");
+    let mut c = server.client().await;
+    let long = format!("select {}", "x".repeat(15 << 20));
+    for i in 0..4 {
+        assert_eq!(c.ask(&[parse(&format!("s{i}"), &long, &[]), sync()].concat()).await, ["1", "Z I"]);
+    }
+    assert_eq!(c.ask(&[parse("s4", &long, &[]), sync()].concat()).await, [refused, "Z I"]);
+    assert_eq!(c.ask(&[close('S', "s0"), parse("s4", &long, &[]), sync()].concat()).await, ["3", "1", "Z I"]);
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use isochrone_env::os::TokioTimer;
 use isochrone_pgwire::backend::ScriptSink;
 use isochrone_pgwire::{Backend, ClientInfo, Config, Error as ServerError, Server, Session};
-use isochrone_sql::face::{Notice, OutputColumn, Outcome, RowSink, TxnStatus};
+use isochrone_sql::face::{Notice, Outcome, OutputColumn, RowSink, TxnStatus};
 use isochrone_types::settings::Settings;
 use isochrone_types::{Datum, Error, SqlState, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -58,7 +58,10 @@ impl Backend for Fake {
     type Session = FakeSession;
     async fn connect(&self, client: &ClientInfo) -> Result<FakeSession, Error> {
         if client.user == "nobody" {
-            return Err(Error::new(SqlState::INVALID_AUTHORIZATION_SPECIFICATION, "role \"nobody\" does not exist"));
+            return Err(Error::new(
+                SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+                "role \"nobody\" does not exist",
+            ));
         }
         Ok(FakeSession {
             world: Arc::clone(&self.0),
@@ -87,8 +90,8 @@ fn statement(text: &str, oids: &[u32]) -> Result<FakeStatement, Error> {
             parameters = oids.iter().map(|o| Type::from_oid(*o).unwrap_or(Type::Text)).collect();
             Some(parameters.iter().map(|t| column("p", *t)).collect())
         }
-        "" | "begin" | "commit" | "copyin" | "copyout" | "notice" | "set" | "wait" | "gate" | "panic" | "fail"
-        | "failsync" => None,
+        "" | "begin" | "commit" | "copyin" | "copyout" | "notice" | "set" | "wait" | "gate" | "panic"
+        | "fail" | "failsync" => None,
         _ => {
             let e = Error::syntax(format!("syntax error at or near \"{verb}\"")).with_position(1);
             return Err(e.with_detail(argument));
@@ -98,7 +101,12 @@ fn statement(text: &str, oids: &[u32]) -> Result<FakeStatement, Error> {
 }
 
 impl FakeSession {
-    async fn run(&mut self, portal: &mut FakePortal, max: usize, sink: &mut dyn RowSink) -> Result<Outcome, Error> {
+    async fn run(
+        &mut self,
+        portal: &mut FakePortal,
+        max: usize,
+        sink: &mut dyn RowSink,
+    ) -> Result<Outcome, Error> {
         let (verb, argument) = words(&portal.text);
         if self.status == TxnStatus::Failed && verb != "commit" {
             let text = "current transaction is aborted, commands ignored until end of transaction block";
@@ -117,7 +125,11 @@ impl FakeSession {
                     if max > 0 && given == max {
                         return Ok(Outcome::Suspended);
                     }
-                    let text = if portal.next % 7 == 3 { Datum::Null } else { format!("row {}", portal.next).into() };
+                    let text = if portal.next % 7 == 3 {
+                        Datum::Null
+                    } else {
+                        format!("row {}", portal.next).into()
+                    };
                     sink.row(&[Datum::Int4(portal.next), text])?;
                     portal.next += 1;
                     given += 1;
@@ -189,7 +201,10 @@ impl Session for FakeSession {
     type Step = String;
 
     fn parameters(&self) -> Vec<(String, String)> {
-        vec![("server_version".to_owned(), "15.0".to_owned()), ("client_encoding".to_owned(), "UTF8".to_owned())]
+        vec![
+            ("server_version".to_owned(), "15.0".to_owned()),
+            ("client_encoding".to_owned(), "UTF8".to_owned()),
+        ]
     }
     fn take_parameter_changes(&mut self) -> Vec<(String, String)> {
         std::mem::take(&mut self.changes)
@@ -240,7 +255,8 @@ impl Session for FakeSession {
         }
     }
     fn script(&mut self, text: &str) -> Result<Vec<String>, Error> {
-        let steps: Vec<String> = text.split(';').map(|s| s.trim().to_owned()).filter(|s| !s.is_empty()).collect();
+        let steps: Vec<String> =
+            text.split(';').map(|s| s.trim().to_owned()).filter(|s| !s.is_empty()).collect();
         for s in &steps {
             statement(s, &[])?;
         }
@@ -283,8 +299,8 @@ pub struct Running {
 pub async fn start(config: Config) -> Running {
     let fake = Fake::default();
     let world = Arc::clone(&fake.0);
-    let server =
-        Server::new(config, fake, Arc::new(TokioTimer), isochrone_pgwire::os_secrets()).expect("a valid configuration");
+    let server = Server::new(config, fake, Arc::new(TokioTimer), isochrone_pgwire::os_secrets())
+        .expect("a valid configuration");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let addr = listener.local_addr().expect("a bound socket");
     let (stop, stopped) = oneshot::channel::<()>();
@@ -345,7 +361,13 @@ pub fn parse(name: &str, text: &str, oids: &[u32]) -> Vec<u8> {
     framed(b'P', &body)
 }
 
-pub fn bind(portal: &str, statement: &str, formats: &[i16], values: &[Option<&[u8]>], results: &[i16]) -> Vec<u8> {
+pub fn bind(
+    portal: &str,
+    statement: &str,
+    formats: &[i16],
+    values: &[Option<&[u8]>],
+    results: &[i16],
+) -> Vec<u8> {
     let mut body = format!("{portal}\0{statement}\0").into_bytes();
     body.extend_from_slice(&(formats.len() as u16).to_be_bytes());
     formats.iter().for_each(|f| body.extend_from_slice(&f.to_be_bytes()));
@@ -433,7 +455,8 @@ pub fn show(tag: u8, body: &[u8]) -> String {
             out
         }
         b't' => {
-            let oids: Vec<String> = body[2..].chunks(4).map(|c| i32::from_be_bytes(c.try_into().unwrap()).to_string()).collect();
+            let oids: Vec<String> =
+                body[2..].chunks(4).map(|c| i32::from_be_bytes(c.try_into().unwrap()).to_string()).collect();
             format!("t {}", oids.join(" "))
         }
         b'G' | b'H' => format!("{} {}", tag as char, u16_at(1)),
