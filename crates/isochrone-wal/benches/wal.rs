@@ -75,7 +75,8 @@ fn main() {
         *next += 1;
         ticket
     };
-    let (mut raw_us, mut one_us, mut many_per_s, mut ratios, mut gains) = (vec![], vec![], vec![], vec![], vec![]);
+    let (mut raw_us, mut one_us, mut many_per_s, mut ratios, mut gains) =
+        (vec![], vec![], vec![], vec![], vec![]);
     let mut group = vec![];
     for round in 0..=ROUNDS {
         let (mut raws, mut ones) = (vec![], vec![]);
@@ -140,8 +141,14 @@ fn main() {
     println!("one appender         {:9.1} us", median(one_us));
     println!("64 appenders         {:9.0} appends/s, {:.1} to a sync", median(many_per_s), median(group));
     let verdict = |ok| if ok { "PASS" } else { "FAIL" };
-    println!("{}  latency ratio     {ratio:5.2} (at most {RATIO_LATENCY_MAX})", verdict(ratio <= RATIO_LATENCY_MAX));
-    println!("{}  throughput ratio  {gain:5.1} (at least {RATIO_THROUGHPUT_MIN})", verdict(gain >= RATIO_THROUGHPUT_MIN));
+    println!(
+        "{}  latency ratio     {ratio:5.2} (at most {RATIO_LATENCY_MAX})",
+        verdict(ratio <= RATIO_LATENCY_MAX)
+    );
+    println!(
+        "{}  throughput ratio  {gain:5.1} (at least {RATIO_THROUGHPUT_MIN})",
+        verdict(gain >= RATIO_THROUGHPUT_MIN)
+    );
     log.shutdown().expect("an orderly end");
     if ratio > RATIO_LATENCY_MAX || gain < RATIO_THROUGHPUT_MIN {
         std::process::exit(1);

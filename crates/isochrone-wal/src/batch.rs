@@ -106,7 +106,13 @@ impl Batch {
 
     /// An entry. Its index is at most one above the shard's last; at or below it, it replaces that entry and all
     /// behind it. A shard not seen before begins at index 1: [`Batch::reset`] it first to begin elsewhere.
-    pub fn entry(&mut self, shard: ShardId, term: Term, index: LogIndex, payload: impl Into<Bytes>) -> &mut Batch {
+    pub fn entry(
+        &mut self,
+        shard: ShardId,
+        term: Term,
+        index: LogIndex,
+        payload: impl Into<Bytes>,
+    ) -> &mut Batch {
         self.push(Record { kind: Kind::Entry, shard, term, index, payload: payload.into() })
     }
 

@@ -281,7 +281,7 @@ pub(crate) fn get_record(bytes: &Bytes, at: Position) -> Result<Record, &'static
     let shard = ShardId(u64_at(bytes, 12));
     let (term, index): (Term, LogIndex) = (u64_at(bytes, 20), u64_at(bytes, 28));
     let shape = match kind {
-        Kind::Entry | Kind::MovedEntry => index >= 1 && index < u64::MAX,
+        Kind::Entry | Kind::MovedEntry => (1..u64::MAX).contains(&index),
         Kind::HardState => payload_bytes == 8,
         Kind::TruncatePrefix | Kind::Reset => payload_bytes == 0 && index >= 1,
         Kind::RemoveShard => payload_bytes == 0,

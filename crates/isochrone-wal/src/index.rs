@@ -93,14 +93,10 @@ impl ShardIndex {
         {
             return None;
         }
-        let mut expected = first;
-        for &i in self.entries.keys() {
-            if i != expected {
-                return Some(expected.min(i));
-            }
-            expected += 1;
-        }
-        None
+        (first..)
+            .zip(self.entries.keys())
+            .find(|(expected, i)| expected != *i)
+            .map(|(expected, &i)| expected.min(i))
     }
 }
 

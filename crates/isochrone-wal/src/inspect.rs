@@ -123,7 +123,9 @@ pub fn segments(disk: &dyn Disk, dir: &Path) -> Result<Vec<SegmentInfo>, Error> 
 /// that is how `wal follow` goes on). Ends quietly where the log ends; [`verify`] says whether it ends well.
 pub fn records(disk: &dyn Disk, dir: &Path, from: Position) -> Result<Records, Error> {
     let mut files = VecDeque::new();
-    for (generation, path) in recover::list(disk, dir)?.segments.into_iter().filter(|(g, _)| *g >= from.generation) {
+    for (generation, path) in
+        recover::list(disk, dir)?.segments.into_iter().filter(|(g, _)| *g >= from.generation)
+    {
         let file = disk.open(&path, OpenMode::Read).map_err(|e| Error::io("open", &path, e))?;
         let bytes = file.len().map_err(|e| Error::io("measure", &path, e))?;
         files.push_back((generation, Segment { path, file, bytes, end: bytes }));
@@ -167,7 +169,11 @@ impl Records {
                     ready.push_back(RecordInfo::new(record, &segment.path, at));
                 }
             })
-            .map_err(|(offset, what)| Error::Damaged { file: segment.path.clone(), offset, what: what.into() })?;
+            .map_err(|(offset, what)| Error::Damaged {
+                file: segment.path.clone(),
+                offset,
+                what: what.into(),
+            })?;
             at += header.span();
         }
         Ok(())

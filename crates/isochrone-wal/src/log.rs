@@ -21,7 +21,7 @@ use crate::recover::{self, Tail};
 use crate::{Config, Error};
 
 /// Zeros are written in pieces of this size.
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// What opening found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,7 +126,8 @@ impl Log {
             let what = format!("entry {index} of shard {shard} is in no segment");
             return Err(Error::Damaged { file: dir, offset: 0, what });
         }
-        let bounds = state.shards.iter().map(|(s, x)| (*s, Bounds { first: x.first(), last: x.last() })).collect();
+        let bounds =
+            state.shards.iter().map(|(s, x)| (*s, Bounds { first: x.first(), last: x.last() })).collect();
         let report = |end, segments| RecoveryReport {
             tail: found.tail.clone(),
             durable_end: found.durable_end,
@@ -141,7 +142,11 @@ impl Log {
         let report = report(end.unwrap_or_default(), found.segments.len() as u64);
         let mut last = None;
         for s in &found.segments {
-            let mode = if Some(s.generation) == end.map(|e| e.generation) { OpenMode::ReadWrite } else { OpenMode::Read };
+            let mode = if Some(s.generation) == end.map(|e| e.generation) {
+                OpenMode::ReadWrite
+            } else {
+                OpenMode::Read
+            };
             let file = disk.open(&s.path, mode).map_err(|e| Error::io("open", &s.path, e))?;
             let (path, bytes) = (s.path.clone(), s.header.bytes);
             last = Some(Active {
@@ -203,7 +208,8 @@ impl Log {
     /// written again, so that the sync that follows speaks the truth about it.
     fn settle_tail(&mut self) -> Result<(), Error> {
         let a = &self.active;
-        let from = if self.durable_end.generation == a.generation { self.durable_end.offset } else { DATA_START };
+        let from =
+            if self.durable_end.generation == a.generation { self.durable_end.offset } else { DATA_START };
         let from = from.clamp(DATA_START, a.offset);
         let mut bytes = vec![0; (a.offset - from) as usize];
         if !bytes.is_empty() {
@@ -477,17 +483,20 @@ impl Log {
         let generation = self.active.generation + 1;
         let needed = (DATA_START + span + BATCH_HEADER_BYTES as u64).next_multiple_of(512);
         let bytes = self.config.segment_bytes.max(needed);
-        let header = SegmentHeader { generation, bytes, prev_end, oldest: self.oldest, epoch: self.epoch }.encode();
+        let header =
+            SegmentHeader { generation, bytes, prev_end, oldest: self.oldest, epoch: self.epoch }.encode();
         let spare = if bytes == self.config.segment_bytes { self.spares.pop() } else { None };
         let reused = spare.is_some();
         let (from, file, zeroed) = match spare {
             Some(path) => {
-                let file = self.disk.open(&path, OpenMode::ReadWrite).map_err(|e| Error::io("open", &path, e))?;
+                let file =
+                    self.disk.open(&path, OpenMode::ReadWrite).map_err(|e| Error::io("open", &path, e))?;
                 (path, file, bytes)
             }
             None => {
                 let path = self.config.dir.join(format::NEW_NAME);
-                let file = self.disk.open(&path, OpenMode::CreateNew).map_err(|e| Error::io("create", &path, e))?;
+                let file =
+                    self.disk.open(&path, OpenMode::CreateNew).map_err(|e| Error::io("create", &path, e))?;
                 file.set_len(bytes).map_err(|e| Error::io("extend", &path, e))?;
                 let zeroed = (needed + self.config.preallocate_bytes).min(bytes);
                 zero(&*file, 0, zeroed).map_err(|e| Error::io("preallocate", &path, e))?;
@@ -509,7 +518,9 @@ impl Log {
         if let Some(s) = state.segments.get_mut(&self.active.generation) {
             s.end = prev_end;
         }
-        state.segments.insert(generation, Segment { path: path.clone(), file: file.clone(), bytes, end: DATA_START });
+        state
+            .segments
+            .insert(generation, Segment { path: path.clone(), file: file.clone(), bytes, end: DATA_START });
         self.metrics.segments.set(state.segments.len() as f64);
         self.active = Active { generation, path, file, bytes, offset: DATA_START, zeroed };
         self.maintain_due = true;

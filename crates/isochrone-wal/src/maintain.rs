@@ -81,7 +81,9 @@ impl Log {
         let (path, file);
         {
             let state = self.shared.read();
-            let (Some(segment), Some(usage)) = (state.segments.get(&self.oldest), state.usage.get(&self.oldest)) else {
+            let (Some(segment), Some(usage)) =
+                (state.segments.get(&self.oldest), state.usage.get(&self.oldest))
+            else {
                 return Ok(Vec::new());
             };
             let sealed = || state.segments.range(..self.active_generation());

@@ -69,7 +69,11 @@ pub struct EntryPosition {
 pub struct LogReader(pub(crate) Arc<Shared>);
 
 impl LogReader {
-    fn with<T>(&self, shard: ShardId, f: impl FnOnce(&State, &ShardIndex) -> Result<T, Error>) -> Result<T, Error> {
+    fn with<T>(
+        &self,
+        shard: ShardId,
+        f: impl FnOnce(&State, &ShardIndex) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let state = self.0.read();
         f(&state, state.shards.get(&shard).ok_or(Error::UnknownShard(shard))?)
     }
@@ -127,7 +131,12 @@ impl LogReader {
     /// The entries of `range`, in order, until their payloads exceed `bytes_max`; at least one if the range is not
     /// empty. [`Error::Compacted`] below the first index, [`Error::Unavailable`] when the range ends beyond the last
     /// plus one, [`Error::Damaged`] if what is on disk is not what was written.
-    pub fn entries(&self, shard: ShardId, range: Range<LogIndex>, bytes_max: usize) -> Result<Vec<Entry>, Error> {
+    pub fn entries(
+        &self,
+        shard: ShardId,
+        range: Range<LogIndex>,
+        bytes_max: usize,
+    ) -> Result<Vec<Entry>, Error> {
         if range.is_empty() {
             return Ok(Vec::new());
         }
@@ -166,8 +175,10 @@ impl LogReader {
                 end = to;
                 n += 1;
             }
-            let (_, segment) =
-                segments.iter().find(|(g, _)| *g == first.generation).expect("every wanted entry's segment was noted");
+            let (_, segment) = segments
+                .iter()
+                .find(|(g, _)| *g == first.generation)
+                .expect("every wanted entry's segment was noted");
             let bytes = read_range(&*segment.file, &segment.path, start, end)?;
             for (index, slot) in &rest[..n] {
                 let from = (u64::from(slot.offset) - start) as usize;
@@ -240,8 +251,11 @@ pub(crate) fn read_record(
 }
 
 fn check(bytes: &Bytes, path: &Path, slot: &Slot, shard: ShardId, index: LogIndex) -> Result<Record, Error> {
-    let damaged =
-        |what: &str| Error::Damaged { file: path.to_path_buf(), offset: u64::from(slot.offset), what: what.into() };
+    let damaged = |what: &str| Error::Damaged {
+        file: path.to_path_buf(),
+        offset: u64::from(slot.offset),
+        what: what.into(),
+    };
     let r = format::get_record(bytes, slot.position()).map_err(damaged)?;
     let same = matches!(r.kind, Kind::Entry | Kind::MovedEntry)
         && (r.shard, r.index, r.term) == (shard, index, slot.term)

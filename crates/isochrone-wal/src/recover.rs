@@ -23,7 +23,9 @@ use isochrone_env::{Disk, DiskFile, OpenMode};
 
 use crate::Error;
 use crate::batch::Record;
-use crate::format::{self, BATCH_HEADER_BYTES, BatchHeader, DATA_START, HeaderError, Name, NoBatch, Position, SegmentHeader};
+use crate::format::{
+    self, BATCH_HEADER_BYTES, BatchHeader, DATA_START, HeaderError, Name, NoBatch, Position, SegmentHeader,
+};
 
 /// How a log ended when it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,7 +101,10 @@ pub(crate) struct Examination {
     pub problems: Vec<Problem>,
 }
 
-pub(crate) fn read_header(file: &dyn DiskFile, path: &Path) -> Result<Result<SegmentHeader, HeaderError>, Error> {
+pub(crate) fn read_header(
+    file: &dyn DiskFile,
+    path: &Path,
+) -> Result<Result<SegmentHeader, HeaderError>, Error> {
     let mut b = [0; format::SEGMENT_HEADER_BYTES];
     let bytes = file.len().map_err(|e| Error::io("measure", path, e))?;
     if bytes < b.len() as u64 {
@@ -117,10 +122,16 @@ struct Image {
 }
 
 /// Reads one segment whole. A damaged header is a problem, an unknown version or foreign file an error.
-fn read_image(disk: &dyn Disk, generation: u64, path: &Path, problems: &mut Vec<Problem>) -> Result<Image, Error> {
+fn read_image(
+    disk: &dyn Disk,
+    generation: u64,
+    path: &Path,
+    problems: &mut Vec<Problem>,
+) -> Result<Image, Error> {
     let file = disk.open(path, OpenMode::Read).map_err(|e| Error::io("open", path, e))?;
     let len = file.len().map_err(|e| Error::io("measure", path, e))?;
-    let mut problem = |offset, what: String| problems.push(Problem { file: path.to_path_buf(), offset, what });
+    let mut problem =
+        |offset, what: String| problems.push(Problem { file: path.to_path_buf(), offset, what });
     let header = match read_header(&*file, path)? {
         Ok(h) if h.generation != generation => {
             problem(16, format!("header says generation {:x}", h.generation));
@@ -128,7 +139,11 @@ fn read_image(disk: &dyn Disk, generation: u64, path: &Path, problems: &mut Vec<
         }
         Ok(h) => Some(h),
         Err(HeaderError::Version(version)) => {
-            return Err(Error::UnknownVersion { path: path.to_path_buf(), version, supported: format::VERSION });
+            return Err(Error::UnknownVersion {
+                path: path.to_path_buf(),
+                version,
+                supported: format::VERSION,
+            });
         }
         Err(HeaderError::Magic) => {
             problem(0, "no segment header".into());
@@ -145,7 +160,8 @@ fn read_image(disk: &dyn Disk, generation: u64, path: &Path, problems: &mut Vec<
         problem(len.min(h.bytes), format!("file has {len} bytes, its header says {}", h.bytes));
     }
     // What the file system says, capped: a crafted length must not make us allocate without bound.
-    let readable = usize::try_from(len.min(u64::from(u32::MAX))).map_err(|e| Error::io("read", path, std::io::Error::other(e)))?;
+    let readable = usize::try_from(len.min(u64::from(u32::MAX)))
+        .map_err(|e| Error::io("read", path, std::io::Error::other(e)))?;
     let mut bytes = vec![0; readable];
     file.read_exact_at(&mut bytes, 0).map_err(|e| Error::io("read", path, e))?;
     Ok(Image { generation, path: path.to_path_buf(), header, bytes: bytes.into() })
@@ -211,7 +227,8 @@ pub(crate) fn records_of(
     let end = at + u64::from(header.body_bytes);
     for _ in 0..header.records {
         let position = Position { generation, offset: at };
-        let record = format::get_record(&segment.slice(at as usize..end as usize), position).map_err(|w| (at, w))?;
+        let record =
+            format::get_record(&segment.slice(at as usize..end as usize), position).map_err(|w| (at, w))?;
         at += record.bytes() as u64;
         each(position, record);
     }
@@ -223,7 +240,11 @@ pub(crate) fn records_of(
 
 /// Reads the whole log. `each` sees every record of the segments in use, in log order. What is wrong is collected,
 /// except for what makes reading pointless: I/O errors, foreign files, other versions.
-pub(crate) fn examine(disk: &dyn Disk, dir: &Path, mut each: impl FnMut(Position, Record)) -> Result<Examination, Error> {
+pub(crate) fn examine(
+    disk: &dyn Disk,
+    dir: &Path,
+    mut each: impl FnMut(Position, Record),
+) -> Result<Examination, Error> {
     let listing = list(disk, dir)?;
     let mut out = Examination {
         segments: Vec::new(),
@@ -266,7 +287,8 @@ pub(crate) fn examine(disk: &dyn Disk, dir: &Path, mut each: impl FnMut(Position
         // The end of a sealed segment stands in the next one's header; read from the file, it is small.
         let sealed_end = match live.get(i + 1) {
             Some((next, next_path)) if *next == generation + 1 => {
-                let file = disk.open(next_path, OpenMode::Read).map_err(|e| Error::io("open", next_path, e))?;
+                let file =
+                    disk.open(next_path, OpenMode::Read).map_err(|e| Error::io("open", next_path, e))?;
                 read_header(&*file, next_path)?.ok().map(|h| h.prev_end)
             }
             _ => None,
@@ -291,7 +313,13 @@ fn examine_segment(
     each: &mut impl FnMut(Position, Record),
 ) {
     let Image { generation, path, header, bytes } = image;
-    let header = header.unwrap_or(SegmentHeader { generation, bytes: bytes.len() as u64, prev_end: 0, oldest: 1, epoch: 0 });
+    let header = header.unwrap_or(SegmentHeader {
+        generation,
+        bytes: bytes.len() as u64,
+        prev_end: 0,
+        oldest: 1,
+        epoch: 0,
+    });
     out.epoch = out.epoch.max(header.epoch);
     let limit = if is_last { u64::MAX } else { sealed_end.unwrap_or(u64::MAX) };
     let mut durable_end = Position { generation, offset: DATA_START };

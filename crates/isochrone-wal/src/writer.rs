@@ -212,7 +212,9 @@ impl Inner {
     /// Waits for room in the queue.
     fn enter(&self) -> Result<MutexGuard<'_, Queue>, Arc<Error>> {
         let full = |q: &mut Queue| {
-            !q.closed && q.failed.is_none() && (q.batches.len() >= QUEUE_BATCHES_MAX || q.bytes >= QUEUE_BYTES_MAX)
+            !q.closed
+                && q.failed.is_none()
+                && (q.batches.len() >= QUEUE_BATCHES_MAX || q.bytes >= QUEUE_BYTES_MAX)
         };
         let q = self.room.wait_while(self.lock(), full).expect(UNPOISONED);
         match &q.failed {

@@ -76,7 +76,14 @@ fn names() {
     assert_eq!(parse_name(&path_of(dir, 0x2a)), Some(Name::Segment(0x2a)));
     assert_eq!(parse_name(&dir.join(spare_name(7))), Some(Name::Spare(7)));
     assert_eq!(parse_name(&dir.join(NEW_NAME)), Some(Name::New));
-    for other in ["wal-2a.seg", "wal-000000000000002A.seg", "wal-0000000000000000.seg", "wal-ffffffffffffffff.seg", "x", "wal-+00000000000002a.seg"] {
+    for other in [
+        "wal-2a.seg",
+        "wal-000000000000002A.seg",
+        "wal-0000000000000000.seg",
+        "wal-ffffffffffffffff.seg",
+        "x",
+        "wal-+00000000000002a.seg",
+    ] {
         assert_eq!(parse_name(&dir.join(other)), None, "{other}");
     }
 }

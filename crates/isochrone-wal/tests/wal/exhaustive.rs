@@ -18,9 +18,12 @@ fn small_log(close: bool) -> (MemDisk, Vec<Model>) {
         let (mut batch, mut model) = (Batch::new(), versions.last().unwrap().clone());
         for shard in 1..3 {
             let bytes = 20 + (round * 13 % 60) as usize;
-            model.run(&Op::Entry { shard, back: 0, term: 1 + round / 8, bytes, fill: round as u8 }, &mut batch);
+            model.run(
+                &Op::Entry { shard, back: 0, term: 1 + round / 8, bytes, fill: round as u8 },
+                &mut batch,
+            );
         }
-        if round % 3 == 0 {
+        if round.is_multiple_of(3) {
             model.run(&Op::Hard { shard: 1, term: 1 + round / 8, vote: 1, commit: round }, &mut batch);
         }
         if round >= 12 {
@@ -54,7 +57,11 @@ fn judge(disk: &MemDisk, versions: &[Model], what: &dyn Fn() -> String, tally: &
     let durable = versions.last().unwrap();
     match open(disk, config()) {
         Err(Error::Damaged { .. } | Error::UnknownVersion { .. } | Error::NotALog { .. }) => {
-            assert!(verified.is_err() || !verified.unwrap().problems.is_empty(), "{}: verify finds it too", what());
+            assert!(
+                verified.is_err() || !verified.unwrap().problems.is_empty(),
+                "{}: verify finds it too",
+                what()
+            );
             tally.damaged += 1;
             None
         }
@@ -98,7 +105,12 @@ fn every_bit_flipped() {
                     let tail = judge(&copy_of(&files), acceptable, &what, &mut tally);
                     if close && let Some(Tail::Cut { .. }) = tail {
                         let log = open(&copy_of(&files), config()).unwrap().0;
-                        assert_eq!(observe(&log.reader()).unwrap(), versions[versions.len() - 1], "{}", what());
+                        assert_eq!(
+                            observe(&log.reader()).unwrap(),
+                            versions[versions.len() - 1],
+                            "{}",
+                            what()
+                        );
                     }
                 }
             }
@@ -145,7 +157,10 @@ fn every_tail_lost() {
             cuts += u64::from(report.tail != Tail::Clean);
             // What was lost is not in it, unless the lost bytes were what is there now, or only padding.
             let end = report.end.offset as usize;
-            assert!(end <= from.next_multiple_of(8) || damaged[from..end] == bytes[from..end], "from {from}: ends at {end}");
+            assert!(
+                end <= from.next_multiple_of(8) || damaged[from..end] == bytes[from..end],
+                "from {from}: ends at {end}"
+            );
         }
     }
     assert!(cuts as usize > end - DATA_START as usize, "{cuts}");
@@ -284,7 +299,10 @@ fn rot_is_found_by_reading() {
         bytes[(p.at.offset + bit / 8) as usize] ^= 1 << (bit % 8);
         disk.set_contents(&p.file, bytes);
         let r = log.reader().entries(shard, model.first..model.last() + 1, usize::MAX);
-        assert!(matches!(&r, Err(Error::Damaged { offset, .. }) if *offset == p.at.offset), "bit {bit}: {r:?}");
+        assert!(
+            matches!(&r, Err(Error::Damaged { offset, .. }) if *offset == p.at.offset),
+            "bit {bit}: {r:?}"
+        );
         disk.set_contents(&p.file, original);
     }
 }

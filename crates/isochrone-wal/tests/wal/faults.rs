@@ -2,7 +2,7 @@
 
 use isochrone_env::SplitMix64;
 use isochrone_env::fake::{Fault, MemDisk};
-use isochrone_wal::{Batch, Error, Log};
+use isochrone_wal::{Batch, Error, Log, Tail};
 
 use crate::support::{Model, Op, config, observe, open};
 
@@ -18,14 +18,20 @@ fn load(disk: &MemDisk, reopen_at: u64) -> (Vec<Model>, Option<Error>) {
                 for shard in 1..4 {
                     let bytes = 60 + (round * 7 % 50) as usize;
                     let fill = (round * 2 + half) as u8;
-                    model.run(&Op::Entry { shard, back: round % 5 / 4, term: 1 + round, bytes, fill }, &mut batch);
+                    model.run(
+                        &Op::Entry { shard, back: round % 5 / 4, term: 1 + round, bytes, fill },
+                        &mut batch,
+                    );
                     // Shard 3 is truncated rarely: its entries are moved.
                     if half == 0 && (shard < 3 || round % 16 == 15) {
                         model.run(&Op::Truncate { shard, forward: 2 }, &mut batch);
                     }
                 }
                 if round % 7 == 0 {
-                    model.run(&Op::Hard { shard: 1 + round % 3, term: round, vote: 1, commit: round }, &mut batch);
+                    model.run(
+                        &Op::Hard { shard: 1 + round % 3, term: round, vote: 1, commit: round },
+                        &mut batch,
+                    );
                 }
                 versions.push(model);
                 log.append(&[batch])?;
@@ -48,6 +54,31 @@ fn check(disk: &MemDisk, versions: &[Model], what: &str) -> Log {
     let seen = observe(&log.reader()).unwrap_or_else(|e| panic!("{what}: {e}"));
     assert!(versions.contains(&seen), "{what}: {seen:#?} is none of {versions:#?}");
     log
+}
+
+/// The log is used long enough that every spare comes into use again, crashed, and read again.
+fn go_on(disk: &MemDisk, mut log: Log, what: &str) -> Model {
+    let mut model = observe(&log.reader()).unwrap();
+    for round in 0..24 {
+        let mut batch = Batch::new();
+        for shard in 1..4 {
+            model.run(&Op::Entry { shard, back: 0, term: 99, bytes: 150, fill: round }, &mut batch);
+            if round > 0 {
+                model.run(&Op::Truncate { shard, forward: 1 + u64::from(round) % 2 }, &mut batch);
+            }
+        }
+        log.append(&[batch]).unwrap_or_else(|e| panic!("{what}, later: {e}"));
+        log.sync().unwrap_or_else(|e| panic!("{what}, later: {e}"));
+    }
+    assert_eq!(
+        observe(&log.reader()).unwrap_or_else(|e| panic!("{what}, later: {e}")),
+        model,
+        "{what}, later"
+    );
+    drop(log);
+    disk.crash(&SplitMix64::new(1));
+    check(disk, std::slice::from_ref(&model), what);
+    model
 }
 
 #[test]
@@ -77,25 +108,36 @@ fn a_fault_at_every_operation() {
                         disk.crash(&SplitMix64::new(k + 1));
                     }
                     disk.heal();
-                    drop(check(&disk, &versions, &what));
+                    let log = check(&disk, &versions, &what);
+                    go_on(&disk, log, &what);
                 }
-                // The process restarts on a machine that goes on; then the power fails, before and after use.
+                // The process restarts on a machine that goes on; then the power fails: while the log is opened,
+                // after it was used, or before.
+                Fault::Eio | Fault::Enospc if k % 3 == 0 => {
+                    disk.heal();
+                    disk.fail_at(disk.operations() + k / 3 % 7, Fault::PowerCut);
+                    drop(open(&disk, config()));
+                    disk.crash(&SplitMix64::new(k));
+                    let log = check(&disk, &versions, &what);
+                    go_on(&disk, log, &what);
+                }
                 Fault::Eio | Fault::Enospc => {
                     disk.heal();
-                    let mut log = check(&disk, &versions, &what);
-                    let seen = observe(&log.reader()).unwrap();
-                    if k % 2 == 0 {
-                        let (mut batch, mut model) = (Batch::new(), seen.clone());
-                        let op = Op::Entry { shard: 1, back: 0, term: 99, bytes: 9, fill: 9 };
-                        model.run(&op, &mut batch);
+                    let (mut log, report) = open(&disk, config()).unwrap_or_else(|e| panic!("{what}: {e}"));
+                    assert_eq!(report.tail, Tail::Clean, "{what}: a write that failed wrote nothing");
+                    let mut model = observe(&log.reader()).unwrap();
+                    assert!(versions.contains(&model), "{what}");
+                    if k % 3 == 1 {
+                        model = go_on(&disk, log, &what);
+                    } else {
+                        // So little that no further segment, whose making would sync the directory, is needed.
+                        let mut batch = Batch::new();
+                        model.run(&Op::Entry { shard: 1, back: 0, term: 99, bytes: 9, fill: 9 }, &mut batch);
                         log.append(&[batch]).unwrap();
                         log.sync().unwrap();
-                        disk.crash(&SplitMix64::new(k));
-                        check(&disk, &[model], &what);
-                    } else {
-                        disk.crash(&SplitMix64::new(k));
-                        check(&disk, &[seen], &what);
                     }
+                    disk.crash(&SplitMix64::new(k));
+                    check(&disk, &[model], &what);
                 }
             }
         }

@@ -143,8 +143,14 @@ fn entries_must_continue_the_log() {
     log.sync().unwrap();
     let r = log.reader();
     assert_eq!((r.term(ShardId(1), 9).unwrap(), r.term(ShardId(1), 10).unwrap()), (4, 5));
-    assert!(matches!(r.entries(ShardId(1), 9..11, 1), Err(isochrone_wal::Error::Compacted { first: 10, .. })));
-    assert!(matches!(r.entries(ShardId(1), 10..12, 1), Err(isochrone_wal::Error::Unavailable { last: 10, .. })));
+    assert!(matches!(
+        r.entries(ShardId(1), 9..11, 1),
+        Err(isochrone_wal::Error::Compacted { first: 10, .. })
+    ));
+    assert!(matches!(
+        r.entries(ShardId(1), 10..12, 1),
+        Err(isochrone_wal::Error::Unavailable { last: 10, .. })
+    ));
     assert!(matches!(r.term(ShardId(2), 1), Err(isochrone_wal::Error::UnknownShard(ShardId(2)))));
     let p = r.position(ShardId(1), 10).unwrap();
     let info = r.scan().map(Result::unwrap).find(|x| x.index == 10 && x.at == p.at).unwrap();
@@ -159,7 +165,12 @@ fn oversized_records() {
     let mut log = open(&disk, config()).unwrap().0;
     let big = vec![7; 100_000];
     let mut batch = Batch::new();
-    batch.entry(ShardId(1), 1, 1, "small").entry(ShardId(1), 1, 2, big.clone()).entry(ShardId(1), 1, 3, "small");
+    batch.entry(ShardId(1), 1, 1, "small").entry(ShardId(1), 1, 2, big.clone()).entry(
+        ShardId(1),
+        1,
+        3,
+        "small",
+    );
     log.append(&[batch]).unwrap();
     log.sync().unwrap();
     drop(log);

@@ -19,7 +19,10 @@ fn survives_reopening_on_real_files() {
         assert_eq!(observe(&log.reader()).unwrap(), model);
         for i in 0..60 {
             let mut batch = Batch::new();
-            model.run(&Op::Entry { shard: 1 + i % 3, back: 0, term: life, bytes: 90, fill: i as u8 }, &mut batch);
+            model.run(
+                &Op::Entry { shard: 1 + i % 3, back: 0, term: life, bytes: 90, fill: i as u8 },
+                &mut batch,
+            );
             if i % 3 == 2 {
                 model.run(&Op::Truncate { shard: 1 + i % 2, forward: 2 }, &mut batch);
             }
@@ -35,10 +38,13 @@ fn survives_reopening_on_real_files() {
     assert!(v.problems.is_empty() && v.tail == Tail::Clean && v.shards == 3, "{v:?}");
     let listed = inspect::segments(&OsDisk, &config.dir).unwrap();
     assert_eq!(listed, v.segments);
-    let all: Vec<_> =
-        inspect::records(&OsDisk, &config.dir, Default::default()).unwrap().collect::<Result<_, _>>().unwrap();
+    let all: Vec<_> = inspect::records(&OsDisk, &config.dir, Default::default())
+        .unwrap()
+        .collect::<Result<_, _>>()
+        .unwrap();
     let half = all[all.len() / 2].at;
-    let rest: Vec<_> = inspect::records(&OsDisk, &config.dir, half).unwrap().collect::<Result<_, _>>().unwrap();
+    let rest: Vec<_> =
+        inspect::records(&OsDisk, &config.dir, half).unwrap().collect::<Result<_, _>>().unwrap();
     assert_eq!(rest[..], all[all.len() / 2..], "following goes on where it was");
 }
 

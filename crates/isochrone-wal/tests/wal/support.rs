@@ -33,7 +33,10 @@ pub fn files(disk: &MemDisk) -> Vec<(PathBuf, Vec<u8>)> {
 
 /// Only the files of the log itself.
 pub fn segment_files(disk: &MemDisk) -> Vec<(PathBuf, Vec<u8>)> {
-    files(disk).into_iter().filter(|(n, _)| n.file_name().unwrap().to_str().unwrap().starts_with("wal-")).collect()
+    files(disk)
+        .into_iter()
+        .filter(|(n, _)| n.file_name().unwrap().to_str().unwrap().starts_with("wal-"))
+        .collect()
 }
 
 pub fn copy_of(files: &[(PathBuf, Vec<u8>)]) -> MemDisk {
@@ -71,12 +74,32 @@ pub struct Model(pub BTreeMap<u64, ShardModel>);
 #[derive(Clone, Debug)]
 pub enum Op {
     /// Appends at last + 1 - back (not below first), with this term.
-    Entry { shard: u64, back: u64, term: u64, bytes: usize, fill: u8 },
-    Hard { shard: u64, term: u64, vote: u64, commit: u64 },
+    Entry {
+        shard: u64,
+        back: u64,
+        term: u64,
+        bytes: usize,
+        fill: u8,
+    },
+    Hard {
+        shard: u64,
+        term: u64,
+        vote: u64,
+        commit: u64,
+    },
     /// Truncates to first + forward.
-    Truncate { shard: u64, forward: u64 },
-    Reset { shard: u64, first: u64, term: u64 },
-    Remove { shard: u64 },
+    Truncate {
+        shard: u64,
+        forward: u64,
+    },
+    Reset {
+        shard: u64,
+        first: u64,
+        term: u64,
+    },
+    Remove {
+        shard: u64,
+    },
 }
 
 impl Model {
