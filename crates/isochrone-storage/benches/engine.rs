@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use isochrone_base::{KeyRange, Timestamp};
@@ -107,12 +108,46 @@ fn reads(engine: &dyn Engine, rows: u64, when: &str) {
     });
 }
 
+/// One reader's latencies while one writer updates and flushes: what a flush does to reads.
+fn reads_beside_writes(engine: &dyn Engine, rows: u64) {
+    let done = AtomicBool::new(false);
+    let mut latencies = Vec::new();
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let value = vec![0xef; 94];
+            for i in 0..GETS {
+                let mut batch = WriteBatch::new();
+                let k = key(scatter(i, rows));
+                let ts = Timestamp(1_000_000 + i);
+                mvcc::put_version(&mut batch, engine, &k, ts, Some(&value)).unwrap();
+                engine.write(batch).unwrap();
+                if i % (GETS / 10) == 0 {
+                    engine.request_flush().unwrap();
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        let mut i = 0;
+        while !done.load(Ordering::Relaxed) {
+            i += 7;
+            let start = Instant::now();
+            mvcc::get_newest(engine, &key(scatter(i, rows))).unwrap();
+            latencies.push(start.elapsed().as_secs_f64() * 1e6);
+        }
+    });
+    latencies.sort_by(f64::total_cmp);
+    let at = |q: f64| latencies[((latencies.len() - 1) as f64 * q) as usize];
+    println!("  reads beside a writer and 10 flushes, {} reads", latencies.len());
+    println!("    p50 {:.1} p99 {:.1} p99.9 {:.1} max {:.0} us", at(0.5), at(0.99), at(0.999), at(1.0));
+}
+
 fn main() {
     let rows = std::env::var("ISOCHRONE_BENCH_ROWS").ok().and_then(|s| s.parse().ok()).unwrap_or(1_000_000);
     println!("on disk, {rows} rows");
     let dir = tempfile::tempdir().unwrap();
     let engine = Arc::new(LsmEngine::open(dir.path(), LsmConfig::default()).unwrap());
     bench(&*engine, rows);
+    reads_beside_writes(&*engine, rows);
     drop(engine);
     println!("  reopen");
     time("open", 1, || {

@@ -24,5 +24,5 @@ pub mod mvcc;
 pub use batch::WriteBatch;
 pub use engine::{ENGINE_KEY_BYTES_MAX, Engine, EngineStats, FlushCallback, Reader, ScanIter, Snapshot};
 pub use error::{Error, Result};
-pub use lsm::{LsmConfig, LsmEngine};
+pub use lsm::{L0_RUNS_MAX, LsmConfig, LsmEngine, MEMTABLE_BYTES_MIN};
 pub use mem::MemEngine;

@@ -208,6 +208,12 @@ impl MemEngine {
     }
 }
 
+impl std::fmt::Debug for MemEngine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemEngine").field("stats", &self.stats()).finish()
+    }
+}
+
 struct Pin {
     shared: Arc<Shared>,
     seq: u64,

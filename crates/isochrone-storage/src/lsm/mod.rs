@@ -18,7 +18,7 @@
 //!
 //! Bounds: a flush begins by itself at [`LsmConfig::memtable_bytes`] times 1.5; at 3 times, or with
 //! [`L0_RUNS_MAX`] runs in level 0, writes wait. So memory holds at most 3 + 3 times that (one memtable being
-//! written, one being flushed), plus what snapshots hold.
+//! written, one being flushed), plus one batch each, plus what snapshots hold.
 //!
 //! How it fails: the first error of a flush or compaction is kept and repeated (`Poisoned`); data written after the
 //! last flush stays readable until the engine is closed. A read error is returned to its reader only.
@@ -46,6 +46,8 @@ use crate::{
 
 /// Runs in level 0 at which writes wait for the compaction. Compaction begins at 4.
 pub const L0_RUNS_MAX: u64 = 16;
+/// Smallest [`LsmConfig::memtable_bytes`]; smaller ones are raised to it, so that a write never waits for ever.
+pub const MEMTABLE_BYTES_MIN: u64 = 4 << 10;
 /// Rows of one table or memtable that [`Engine::approximate_bytes`] looks at.
 const ESTIMATE_ROWS_MAX: usize = 1_024;
 
@@ -54,7 +56,8 @@ const ESTIMATE_ROWS_MAX: usize = 1_024;
 pub struct LsmConfig {
     /// Block cache, in bytes. Default 128 MiB: a quarter of the smallest machine we aim at.
     pub cache_bytes: u64,
-    /// Memory written since the last flush at which the engine asks for one, in bytes. Default 32 MiB.
+    /// Memory written since the last flush at which the engine asks for one, in bytes, at least [`MEMTABLE_BYTES_MIN`].
+    /// Default 32 MiB: a restart applies at most a few times that again from the log.
     pub memtable_bytes: u64,
     /// Bits per key of the bloom filters. Default 10: 1 % of lookups of absent keys read a block in vain.
     pub bloom_bits_per_key: f32,
@@ -245,7 +248,8 @@ impl LsmEngine {
     /// # Errors
     /// `NotOurs`, `Format`, `Locked`, `Io`, `Corruption`: nothing in the directory was changed, except that files of an
     /// interrupted creation or flush may have been removed.
-    pub fn open(path: &Path, config: LsmConfig) -> Result<LsmEngine> {
+    pub fn open(path: &Path, mut config: LsmConfig) -> Result<LsmEngine> {
+        config.memtable_bytes = config.memtable_bytes.max(MEMTABLE_BYTES_MIN);
         let lock = dir::prepare(path)?;
         let seq = SequenceNumberCounter::default();
         let bloom = FilterPolicyEntry::Bloom(BloomConstructionPolicy::BitsPerKey(config.bloom_bits_per_key));
@@ -310,6 +314,15 @@ impl LsmEngine {
         let res = shared.tree.major_compact(64 << 20, shared.watermark());
         res.map_err(|e| map_error("compact", e))?;
         worker::publish_and_tidy(shared)
+    }
+}
+
+impl std::fmt::Debug for LsmEngine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LsmEngine")
+            .field("config", &self.shared.config)
+            .field("stats", &self.stats())
+            .finish()
     }
 }
 
