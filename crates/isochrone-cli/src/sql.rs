@@ -97,7 +97,9 @@ async fn execute(client: &Client, sql: &str) -> bool {
                     }
                     SimpleQueryMessage::CommandComplete(count) => {
                         let _ = match columns.take() {
-                            Some(columns) => write!(out, "{}", table::render(&columns, &std::mem::take(&mut rows))),
+                            Some(columns) => {
+                                write!(out, "{}", table::render(&columns, &std::mem::take(&mut rows)))
+                            }
                             None => writeln!(out, "ok ({count} rows)"),
                         };
                     }
@@ -136,7 +138,9 @@ async fn interactive(client: &Client) -> Result<()> {
                         "\\dt" => {
                             execute(client, LIST_TABLES).await;
                         }
-                        _ => println!("\\q  leave\n\\dt  list tables\nSQL; runs a statement (it may span lines)"),
+                        _ => println!(
+                            "\\q  leave\n\\dt  list tables\nSQL; runs a statement (it may span lines)"
+                        ),
                     }
                     continue;
                 }

@@ -52,11 +52,16 @@ pub struct Target {
 
 /// Runs the command. Exit code 0; 1 when `verify` found damage.
 pub async fn run(args: WalArgs) -> Result<i32> {
-    let (WalCommand::Ls(target) | WalCommand::Dump(target) | WalCommand::Verify(target) | WalCommand::Follow(target)) =
-        &args.command;
+    let (WalCommand::Ls(target)
+    | WalCommand::Dump(target)
+    | WalCommand::Verify(target)
+    | WalCommand::Follow(target)) = &args.command;
     let dir = target.data.join("wal");
     if !OsDisk.exists(&dir)? {
-        bail!("{} has no log: is --data the directory that `isochrone start` was given?", target.data.display());
+        bail!(
+            "{} has no log: is --data the directory that `isochrone start` was given?",
+            target.data.display()
+        );
     }
     let result = match &args.command {
         WalCommand::Ls(_) => ls(&dir),
@@ -66,7 +71,9 @@ pub async fn run(args: WalArgs) -> Result<i32> {
     };
     match result {
         // `| head` closes our standard output: that is how a reader says "enough".
-        Err(e) if e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => Ok(0),
+        Err(e) if e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {
+            Ok(0)
+        }
         other => other,
     }
 }

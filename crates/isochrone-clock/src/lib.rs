@@ -30,7 +30,8 @@ pub struct Hlc {
     clock: Arc<dyn Clock>,
     /// The highest timestamp issued or observed.
     last: AtomicU64,
-    base_wall_us: u64,
+    /// Physical time is never below this plus what the monotonic clock has gone on since `base_monotonic_ns`.
+    base_wall_us: AtomicU64,
     base_monotonic_ns: u64,
 }
 
@@ -39,14 +40,27 @@ impl Hlc {
     pub fn new(clock: Arc<dyn Clock>, floor: Timestamp) -> Hlc {
         let base_wall_us = clock.wall().now_us.max(floor.micros());
         let base_monotonic_ns = clock.monotonic_ns();
-        Hlc { clock, last: AtomicU64::new(floor.0), base_wall_us, base_monotonic_ns }
+        Hlc {
+            clock,
+            last: AtomicU64::new(floor.0),
+            base_wall_us: AtomicU64::new(base_wall_us),
+            base_monotonic_ns,
+        }
+    }
+
+    /// As if the clock had been started above `floor` now: what replaying the logs found. Unlike [`Hlc::update`],
+    /// physical time goes on from there, so that commits do not wait for a wall clock that was set back (R23).
+    pub fn raise(&self, floor: Timestamp) {
+        self.update(floor);
+        let elapsed_us = self.clock.monotonic_ns().saturating_sub(self.base_monotonic_ns) / 1_000;
+        self.base_wall_us.fetch_max(floor.micros().saturating_sub(elapsed_us), Ordering::AcqRel);
     }
 
     /// Physical time in microseconds: the wall clock, or the monotonic clock's continuation where that is ahead (H3).
     fn physical_us(&self) -> (u64, u64) {
         let reading = self.clock.wall();
         let elapsed_us = self.clock.monotonic_ns().saturating_sub(self.base_monotonic_ns) / 1_000;
-        (reading.now_us.max(self.base_wall_us + elapsed_us), reading.error_us)
+        (reading.now_us.max(self.base_wall_us.load(Ordering::Relaxed) + elapsed_us), reading.error_us)
     }
 
     /// A new timestamp, above all before (H1, H2).
@@ -124,6 +138,17 @@ mod tests {
         clock.set_wall_us(10);
         clock.advance(Duration::from_secs(1));
         assert_eq!(hlc.now().micros(), 6_000_000, "time goes on with the monotonic clock");
+    }
+
+    #[test]
+    fn a_floor_found_later_counts_the_same() {
+        let clock = Arc::new(ManualClock::new(10));
+        let hlc = Hlc::new(clock.clone(), Timestamp::MIN);
+        clock.advance(Duration::from_secs(1));
+        hlc.raise(Timestamp::from_micros(5_000_000));
+        assert!(hlc.now() > Timestamp::from_micros(5_000_000));
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(hlc.latest().micros(), 6_000_000);
     }
 
     proptest! {

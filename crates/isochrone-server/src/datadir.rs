@@ -25,7 +25,9 @@ const LOCK: &str = "LOCK";
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// D1.
-    #[error("{0} holds files but is not an Isochrone data directory: choose an empty or new directory with --data")]
+    #[error(
+        "{0} holds files but is not an Isochrone data directory: choose an empty or new directory with --data"
+    )]
     NotOurs(PathBuf),
     /// D2.
     #[error("{0} is in use by another process: stop that one first, or choose another directory with --data")]
@@ -77,8 +79,7 @@ pub fn lock(dir: &Path) -> Result<DirLock, Error> {
         return Err(Error::NotOurs(dir.to_path_buf()));
     }
     let path = dir.join(LOCK);
-    let file =
-        OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(io(&path))?;
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(io(&path))?;
     match file.try_lock() {
         Ok(()) => Ok(DirLock { _file: file }),
         Err(TryLockError::WouldBlock) => Err(Error::InUse(dir.to_path_buf())),

@@ -1,0 +1,132 @@
+//! What an operator or a client can get wrong gets a clear answer, and nobody else notices.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use common::{Server, isochrone};
+use isochrone_env::SplitMix64;
+use isochrone_env::Random;
+
+fn start_fails(dir: &std::path::Path) -> String {
+    let out = isochrone()
+        .args(["start", "--sql", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data"])
+        .arg(dir)
+        .output()
+        .expect("the binary runs");
+    assert!(!out.status.success(), "must not start");
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(!text.contains("panicked"), "{text}");
+    text
+}
+
+#[test]
+fn a_directory_that_is_not_ours() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("holiday.jpg"), "precious").unwrap();
+    assert!(start_fails(dir.path()).contains("not an Isochrone data directory"));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_second_process_on_the_same_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let _server = Server::start(dir.path());
+    assert!(start_fails(dir.path()).contains("in use by another process"));
+}
+
+#[test]
+fn an_address_others_can_reach_needs_a_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = isochrone().args(["start", "--sql", "0.0.0.0:0", "--data"]).arg(dir.path()).output().unwrap();
+    assert!(!out.status.success());
+    assert!(String::from_utf8_lossy(&out.stderr).contains("--insecure"));
+}
+
+#[test]
+fn commands_that_are_not_there_say_so() {
+    for command in ["demo", "init"] {
+        let out = isochrone().args([command, "--nodes", "3"]).output().unwrap();
+        assert!(!out.status.success());
+        assert!(String::from_utf8_lossy(&out.stderr).contains("not available yet"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_on_the_sql_port_harms_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let client = server.connect().await;
+    client.batch_execute("CREATE TABLE t (id int PRIMARY KEY)").await.unwrap();
+    let random = SplitMix64::new(7);
+    let login = b"\0\0\0\x26\0\x03\0\0user\0root\0database\0isochrone\0\0";
+    for i in 0..60 {
+        let mut bytes: Vec<u8> = (0..random.below(2_000)).map(|_| random.next_u64() as u8).collect();
+        if i % 3 == 0 {
+            // An oversized frame: a length of a gigabyte and more, and nothing behind it.
+            bytes = vec![b'Q', 0x7f, 0xff, 0xff, 0xff, b'x'];
+        }
+        let mut socket = TcpStream::connect(server.sql).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        if i % 2 == 0 {
+            socket.write_all(login).unwrap();
+        }
+        let _ = socket.write_all(&bytes);
+        let _ = socket.shutdown(std::net::Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = socket.read_to_end(&mut answer); // the server hangs up, with an error or without
+        let id = i32::try_from(i).unwrap();
+        assert_eq!(client.execute("INSERT INTO t VALUES ($1)", &[&id]).await.unwrap(), 1);
+    }
+    let n: i64 = client.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get(0);
+    assert_eq!(n, 60);
+}
+
+/// A log file that was cut or changed while the node was down: refused with a clear error, or everything acknowledged
+/// is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_log_is_never_served_silently() {
+    let random = SplitMix64::new(11);
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let client = server.connect().await;
+    client.batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text)").await.unwrap();
+    for id in 0..200 {
+        client.execute("INSERT INTO t VALUES ($1, 'some text that takes a little room')", &[&id]).await.unwrap();
+    }
+    drop(client);
+    assert!(server.terminate().success(), "a clean stop marks the whole log durable");
+    let wal = dir.path().join("wal");
+    let mut files: Vec<_> = std::fs::read_dir(&wal).unwrap().map(|e| e.unwrap().path()).collect();
+    files.sort();
+    let file = &files[0];
+    let intact = std::fs::read(file).unwrap();
+    let used = intact.iter().rposition(|b| *b != 0).unwrap();
+    for round in 0..12 {
+        let mut damaged = intact.clone();
+        if round % 2 == 0 {
+            let at = random.below(used as u64) as usize;
+            damaged[at] ^= 1 << random.below(8);
+        } else {
+            damaged.truncate(random.below(used as u64) as usize);
+        }
+        std::fs::write(file, &damaged).unwrap();
+        let child = isochrone()
+            .args(["start", "--sql", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data"])
+            .arg(dir.path())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let out = tokio::task::spawn_blocking(move || child.wait_with_output()).await.unwrap().unwrap();
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert!(!out.status.success() && !text.contains("panicked"), "round {round}: {text}");
+        assert!(text.contains("damaged") || text.contains("lost acknowledged"), "round {round}: {text}");
+        std::fs::write(file, &intact).unwrap();
+    }
+    let server = Server::start(dir.path());
+    let n: i64 = server.connect().await.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get(0);
+    assert_eq!(n, 200);
+}

@@ -1,0 +1,101 @@
+//! A real `isochrone` process for tests: its own directory, free ports, killed when the test ends.
+#![allow(dead_code, reason = "each test binary uses a part of this")]
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use tokio_postgres::{Client, Config, NoTls};
+
+pub struct Server {
+    child: Child,
+    pub sql: SocketAddr,
+    pub http: SocketAddr,
+}
+
+/// A command for the binary under test.
+pub fn isochrone() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_isochrone"))
+}
+
+impl Server {
+    /// Starts a server and waits until it says that it is ready. Panics with its output when it ends instead.
+    pub fn start(dir: &Path) -> Server {
+        Server::start_with(dir, &[])
+    }
+
+    pub fn start_with(dir: &Path, more: &[&str]) -> Server {
+        let mut child = isochrone()
+            .args(["start", "--data"])
+            .arg(dir)
+            .args(["--sql", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+            .args(more)
+            .env("ISOCHRONE_LOG", "warn")
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        let mut lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
+        let (mut sql, mut http) = (None, None);
+        for line in lines.by_ref() {
+            let line = line.expect("stdout is text");
+            for word in line.split_whitespace() {
+                if let Some(address) = word.strip_prefix("sql=") {
+                    sql = Some(address.parse().expect("an address"));
+                }
+                if let Some(address) = word.strip_prefix("http=") {
+                    http = Some(address.parse().expect("an address"));
+                }
+            }
+            if line.starts_with("ready") {
+                break;
+            }
+        }
+        // Nobody reads further lines; the server prints none after "ready" but on the way down.
+        std::thread::Builder::new().spawn(move || lines.for_each(drop)).expect("a thread");
+        let (Some(sql), Some(http)) = (sql, http) else {
+            panic!("the server ended before it was ready: {:?}", child.wait());
+        };
+        Server { child, sql, http }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.child.kill().expect("the process is ours");
+        self.child.wait().expect("the process ends");
+    }
+
+    /// SIGTERM, and the exit status.
+    pub fn terminate(mut self) -> ExitStatus {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
+        self.child.wait().expect("the process ends")
+    }
+
+    pub fn config(&self) -> Config {
+        let mut config = Config::new();
+        config.host(self.sql.ip().to_string()).port(self.sql.port()).user("root").dbname("isochrone");
+        config
+    }
+
+    pub async fn connect(&self) -> Client {
+        connect(&self.config()).await.expect("the server accepts connections")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub async fn connect(config: &Config) -> Result<Client, tokio_postgres::Error> {
+    let (client, connection) = config.connect(NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
