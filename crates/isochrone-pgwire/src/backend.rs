@@ -49,7 +49,7 @@ pub trait Session: Send + 'static {
     type Step: Send + 'static;
 
     /// Every setting that clients are told of (ParameterStatus), at startup.
-    fn parameters(&self) -> Vec<(String, String)>;
+    fn parameters(&mut self) -> Vec<(String, String)>;
     /// Those that changed since the last call.
     fn take_parameter_changes(&mut self) -> Vec<(String, String)>;
     /// Notices since the last call.
@@ -58,6 +58,8 @@ pub trait Session: Send + 'static {
     fn status(&self) -> TxnStatus;
     /// The settings that text output depends on.
     fn settings(&self) -> &Settings;
+    /// Its number, as clients see it: positive, and no other open session has it.
+    fn process_id(&self) -> i32;
     /// How to break off its statements.
     fn canceller(&self) -> Canceller;
 

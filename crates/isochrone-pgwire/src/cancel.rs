@@ -10,49 +10,37 @@ struct Entry {
     cancel: Canceller,
 }
 
-#[derive(Default)]
-struct Table {
-    last: i32,
-    entries: BTreeMap<i32, Entry>,
-}
-
 /// The table of one server. Locked for single operations, at login, logout and cancel only.
 #[derive(Default)]
-pub(crate) struct CancelKeys(Mutex<Table>);
+pub(crate) struct CancelKeys(Mutex<BTreeMap<i32, Entry>>);
 
-/// An entry, for as long as it lives.
+/// An entry, for as long as it lives: shorter than its session, whose number is free afterwards.
 pub(crate) struct Registration {
     keys: Arc<CancelKeys>,
-    /// Given to the client.
-    pub process_id: i32,
+    process_id: i32,
 }
 
 impl CancelKeys {
-    fn lock(&self) -> MutexGuard<'_, Table> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<i32, Entry>> {
         // Every change of the table is one insert or remove: a panic cannot leave it half-changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters a connection; its process id is positive and not in use.
-    pub(crate) fn register(self: &Arc<CancelKeys>, secret: u32, cancel: Canceller) -> Registration {
-        let mut table = self.lock();
-        let mut id = table.last;
-        // Ends: there are far fewer connections than ids.
-        loop {
-            id = if id == i32::MAX { 1 } else { id + 1 };
-            if !table.entries.contains_key(&id) {
-                break;
-            }
-        }
-        table.last = id;
-        table.entries.insert(id, Entry { secret, cancel });
-        Registration { keys: Arc::clone(self), process_id: id }
+    /// Enters a connection under its session's number.
+    pub(crate) fn register(
+        self: &Arc<CancelKeys>,
+        process_id: i32,
+        secret: u32,
+        cancel: Canceller,
+    ) -> Registration {
+        self.lock().insert(process_id, Entry { secret, cancel });
+        Registration { keys: Arc::clone(self), process_id }
     }
 
     /// Cancels the statement of the connection that has this id and secret; false if there is none. The secrets are
     /// compared in constant time; the caller tells nobody the result (P5).
     pub(crate) fn cancel(&self, process_id: i32, secret: u32) -> bool {
-        let found = match self.lock().entries.get(&process_id) {
+        let found = match self.lock().get(&process_id) {
             Some(e) if same(e.secret, secret) => Some(Arc::clone(&e.cancel)),
             _ => None,
         };
@@ -62,7 +50,7 @@ impl CancelKeys {
 
     /// Cancels every running statement: the server stops.
     pub(crate) fn cancel_all(&self) {
-        let all: Vec<Canceller> = self.lock().entries.values().map(|e| Arc::clone(&e.cancel)).collect();
+        let all: Vec<Canceller> = self.lock().values().map(|e| Arc::clone(&e.cancel)).collect();
         all.iter().for_each(|cancel| cancel());
     }
 }
@@ -75,7 +63,7 @@ fn same(a: u32, b: u32) -> bool {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.keys.lock().entries.remove(&self.process_id);
+        self.keys.lock().remove(&self.process_id);
     }
 }
 
@@ -89,19 +77,16 @@ mod tests {
         let keys = Arc::new(CancelKeys::default());
         let hits = Arc::new(AtomicU32::new(0));
         let count = Arc::clone(&hits);
-        let entry = keys.register(
-            77,
-            Arc::new(move || {
-                count.fetch_add(1, Ordering::Relaxed);
-            }),
-        );
-        assert!(!keys.cancel(entry.process_id, 78) && !keys.cancel(entry.process_id + 1, 77));
-        assert!(keys.cancel(entry.process_id, 77));
+        let cancel = move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        };
+        let entry = keys.register(5, 77, Arc::new(cancel));
+        let _other = keys.register(6, 78, Arc::new(|| ()));
+        assert!(!keys.cancel(5, 78) && !keys.cancel(6, 77) && !keys.cancel(7, 77));
+        assert_eq!(hits.load(Ordering::Relaxed), 0);
+        assert!(keys.cancel(5, 77));
         assert_eq!(hits.load(Ordering::Relaxed), 1);
-        let id = entry.process_id;
         drop(entry);
-        assert!(!keys.cancel(id, 77));
-        let next = keys.register(77, Arc::new(|| ()));
-        assert_ne!(next.process_id, id);
+        assert!(!keys.cancel(5, 77) && keys.cancel(6, 78));
     }
 }

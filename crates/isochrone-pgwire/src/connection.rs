@@ -157,9 +157,9 @@ pub(crate) struct Connection<W, S: Session> {
 
 /// What a login gives.
 pub(crate) struct Login<S> {
-    session: S,
-    key: Registration,
-    permit: OwnedSemaphorePermit,
+    pub session: S,
+    pub key: Registration,
+    pub permit: OwnedSemaphorePermit,
 }
 
 /// The login: answers negotiation, serves a cancel request (then the connection is over), opens the session.
@@ -216,9 +216,10 @@ where
         return Err(Failure::Fatal(Error::new(SqlState::CANNOT_CONNECT_NOW, text)));
     }
     let secret = (shared.secrets)()?;
-    let session = shared.backend.connect(&client).await.map_err(Failure::Fatal)?;
+    let mut session = shared.backend.connect(&client).await.map_err(Failure::Fatal)?;
     let cancel: Canceller = session.canceller();
-    let key = shared.keys.register(secret, cancel);
+    let process_id = session.process_id();
+    let key = shared.keys.register(process_id, secret, cancel);
     if minor > 0 || !unknown_options.is_empty() {
         encode::negotiate_protocol_version(&mut out.buf, &unknown_options);
     }
@@ -226,7 +227,7 @@ where
     for (name, value) in session.parameters() {
         encode::parameter_status(&mut out.buf, &name, &value);
     }
-    encode::backend_key_data(&mut out.buf, key.process_id, secret);
+    encode::backend_key_data(&mut out.buf, process_id, secret);
     encode::ready_for_query(&mut out.buf, TxnStatus::Idle);
     out.due = true;
     Ok(Login { session, key, permit })
@@ -362,12 +363,5 @@ impl<W: AsyncWrite + Unpin + Send, S: Session> Connection<W, S> {
         metrics::error(e.sqlstate.code());
         encode::error(&mut self.out.buf, Severity::Error, e);
         self.out.due = true;
-    }
-}
-
-impl<S> Login<S> {
-    /// The session, and what must live as long as the connection.
-    pub(crate) fn into_parts(self) -> (S, (Registration, OwnedSemaphorePermit)) {
-        (self.session, (self.key, self.permit))
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use isochrone_sql::face::{Outcome, OutputColumn};
+use isochrone_sql::face::{Outcome, OutputColumn, TxnStatus};
 use isochrone_types::binary::parse_binary;
 use isochrone_types::settings::Settings;
 use isochrone_types::text::parse_text;
@@ -31,6 +31,8 @@ pub(crate) struct Statement<S: Session> {
     types: Box<[Type]>,
     /// Of its text.
     bytes: usize,
+    /// It is DEALLOCATE of this name.
+    deallocates: Option<Box<str>>,
 }
 
 /// A bound statement.
@@ -91,6 +93,12 @@ impl<S: Session> Names<S> {
         }
     }
 
+    /// DEALLOCATE ALL.
+    fn drop_statements(&mut self) {
+        self.statements.clear();
+        self.statement_bytes = 0;
+    }
+
     fn drop_portal(&mut self, name: &str) {
         if name.is_empty() {
             self.unnamed_portal = None;
@@ -140,6 +148,27 @@ pub(crate) fn check_text(text: &str) -> Result<(), Error> {
         text.len()
     );
     Err(Error::new(SqlState::PROGRAM_LIMIT_EXCEEDED, text))
+}
+
+/// The name in `DEALLOCATE [PREPARE] name`: what Parse named and what PREPARE named share a name space for clients, but
+/// the session knows the second kind only.
+pub(crate) fn deallocated(text: &str) -> Option<String> {
+    let text = text.trim_matches(|c: char| c.is_ascii_whitespace() || c == ';');
+    let (verb, mut name) = text.split_once(|c: char| c.is_ascii_whitespace())?;
+    if !verb.eq_ignore_ascii_case("deallocate") {
+        return None;
+    }
+    name = name.trim_ascii_start();
+    if let Some((word, rest)) = name.split_once(|c: char| c.is_ascii_whitespace())
+        && word.eq_ignore_ascii_case("prepare")
+    {
+        name = rest.trim_ascii_start();
+    }
+    if let Some(quoted) = name.strip_prefix('"').and_then(|n| n.strip_suffix('"')) {
+        return (!quoted.contains('"')).then(|| quoted.to_owned());
+    }
+    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'$' || b >= 0x80);
+    (plain && !name.eq_ignore_ascii_case("all")).then(|| name.to_ascii_lowercase())
 }
 
 fn datum(ty: &Type, binary: bool, bytes: &[u8], settings: &Settings) -> Result<Datum, Error> {
@@ -222,8 +251,10 @@ impl<W: AsyncWrite + Unpin + Send, S: Session> Connection<W, S> {
         let session = &mut self.session;
         let inner = self.out.drive(async |_| session.parse(parse.text, &oids).await).await??;
         let parameters = S::parameter_types(&inner);
+        let deallocates = deallocated(parse.text).map(String::into_boxed_str);
         let types = S::columns(&inner).unwrap_or_default().iter().map(|c| c.ty).collect();
-        let statement = Arc::new(Statement { inner, parameters, types, bytes: parse.text.len() });
+        let statement =
+            Arc::new(Statement { inner, parameters, types, bytes: parse.text.len(), deallocates });
         if parse.name.is_empty() {
             names.unnamed_statement = Some(statement);
         } else {
@@ -292,6 +323,13 @@ impl<W: AsyncWrite + Unpin + Send, S: Session> Connection<W, S> {
     ) -> Result<(), Trouble> {
         let (name, rows_max) = frontend::execute(body)?;
         let portal = self.names.portal(name)?;
+        if portal.statement.deallocates.is_some() {
+            let name = portal.statement.deallocates.clone().unwrap_or_default();
+            if self.deallocate(&name) {
+                return Ok(());
+            }
+        }
+        let portal = self.names.portal(name)?;
         let session = &mut self.session;
         let settings = session.settings().clone();
         let (outcome, copying) = self
@@ -304,6 +342,17 @@ impl<W: AsyncWrite + Unpin + Send, S: Session> Connection<W, S> {
             .await?;
         self.notices();
         self.outcome(link, outcome?, copying).await
+    }
+
+    /// Answers DEALLOCATE of a statement that Parse named; false: there is none, or the transaction has failed, and the
+    /// session has the word.
+    pub(crate) fn deallocate(&mut self, name: &str) -> bool {
+        if self.session.status() == TxnStatus::Failed || !self.names.statements.contains_key(name) {
+            return false;
+        }
+        self.names.drop_statement(name);
+        encode::command_complete(&mut self.out.buf, "DEALLOCATE");
+        true
     }
 
     /// Close: fine if there is none of that name.
@@ -331,6 +380,9 @@ impl<W: AsyncWrite + Unpin + Send, S: Session> Connection<W, S> {
                     encode::empty(out, b'c');
                 }
                 encode::command_complete(out, &tag);
+                if tag == "DEALLOCATE ALL" || tag == "DISCARD ALL" {
+                    self.names.drop_statements();
+                }
             }
             Outcome::Suspended => encode::empty(out, b's'),
             Outcome::Empty => encode::empty(out, b'I'),
@@ -343,5 +395,23 @@ impl<W: AsyncWrite + Unpin + Send, S: Session> Connection<W, S> {
             self.out.flush().await?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::deallocated;
+
+    #[test]
+    fn finds_the_name_in_deallocate() {
+        let name = |text: &str| deallocated(text);
+        assert_eq!(name("deallocate s1"), Some("s1".to_owned()));
+        assert_eq!(name(" DEALLOCATE\n PREPARE \"_pg3_0\" ; "), Some("_pg3_0".to_owned()));
+        assert_eq!(name("Deallocate Prepared"), Some("prepared".to_owned()));
+        for other in
+            ["deallocate", "deallocate all", "deallocate a; select 1", "deallocate \"a\"\"b\"", "select 1"]
+        {
+            assert_eq!(name(other), None, "{other}");
+        }
     }
 }

@@ -10,17 +10,11 @@
 //!
 //! Invariants
 //!   P1  No byte from a client can panic this crate, or make it allocate more than that client has sent (plus a
-//! ```text
-//!   constant), or touch another connection.
-//! ```
+//!       constant), or touch another connection.
 //!   P2  Answers leave in the order of the messages; each message that is answered is answered once; after an error
-//! ```text
-//!   in the extended protocol nothing is answered until Sync.
-//! ```
+//!       in the extended protocol nothing is answered until Sync.
 //!   P3  What has been answered is written when the client may be waiting for it: before every wait for input after
-//! ```text
-//!   Sync, Flush or Query, and before a statement that makes the client wait.
-//! ```
+//!       Sync, Flush or Query, and before a statement that makes the client wait.
 //!   P4  A result of any size needs bounded memory: past [`limits::OUT_BYTES_HIGH`] the session waits for the socket.
 //!   P5  Whoever holds neither process id nor secret of a connection cannot cancel its statements.
 //!

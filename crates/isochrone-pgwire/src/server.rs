@@ -281,7 +281,7 @@ pub(crate) async fn run<R, W, B>(
     };
     drop(login_permit);
     shared.metrics.connections.increment(1.0);
-    let (session, _registered) = login.into_parts();
+    let Login { session, key, permit } = login;
     let mut connection = Connection::new(out, session);
     let failure = match guarded(serve(&mut link, &mut connection)).await {
         Ok(Ok(never)) => match never {},
@@ -292,11 +292,13 @@ pub(crate) async fn run<R, W, B>(
         }
     };
     let Connection { out, session, names, .. } = connection;
+    drop(key);
     // The session rolls back before the client hears the end. A drop that panics is caught as well.
     let dropped = catch_unwind(AssertUnwindSafe(|| drop((names, session))));
     if let Err(panic) = dropped {
         panicked(&*panic, &shared.metrics);
     }
+    drop(permit);
     shared.metrics.connections.decrement(1.0);
     if let Some(failure) = failure {
         finish(link, out, failure, &*timer).await;

@@ -8,7 +8,7 @@ use crate::backend::Session;
 use crate::connection::{Connection, Link, Trouble};
 use crate::encode;
 use crate::error::{Failure, protocol};
-use crate::extended::check_text;
+use crate::extended::{check_text, deallocated};
 use crate::frontend;
 use crate::sink::{Formats, WireSink};
 
@@ -17,10 +17,11 @@ impl<W: AsyncWrite + Unpin + Send, S: Session> Connection<W, S> {
     pub(crate) async fn query<R: AsyncRead + Unpin + Send>(
         &mut self,
         link: &mut Link<R>,
-        steps: Result<Vec<S::Step>, Error>,
+        steps: Result<Option<Vec<S::Step>>, Error>,
     ) -> Result<(), Failure> {
         let result = match steps {
-            Ok(steps) => self.script(link, steps).await,
+            Ok(Some(steps)) => self.script(link, steps).await,
+            Ok(None) => Ok(()),
             Err(e) => Err(Trouble::Sql(e)),
         };
         match result {
@@ -31,12 +32,18 @@ impl<W: AsyncWrite + Unpin + Send, S: Session> Connection<W, S> {
         self.end_cycle().await
     }
 
-    /// The statements of a Query's body.
-    pub(crate) fn steps(&mut self, body: &[u8]) -> Result<Vec<S::Step>, Error> {
+    /// The statements of a Query's body; `None`: it has been answered.
+    pub(crate) fn steps(&mut self, body: &[u8]) -> Result<Option<Vec<S::Step>>, Error> {
         self.names.drop_unnamed();
         let text = frontend::query(body)?;
         check_text(text)?;
-        self.session.script(text)
+        let steps = self.session.script(text)?;
+        if let Some(name) = deallocated(text)
+            && self.deallocate(&name)
+        {
+            return Ok(None);
+        }
+        Ok(Some(steps))
     }
 
     async fn script<R: AsyncRead + Unpin + Send>(

@@ -404,3 +404,26 @@ async fn names_are_bounded() {
     assert_eq!(c.ask(&[parse("s4", &long, &[]), sync()].concat()).await, [refused, "Z I"]);
     assert_eq!(c.ask(&[close('S', "s0"), parse("s4", &long, &[]), sync()].concat()).await, ["3", "1", "Z I"]);
 }
+
+#[tokio::test]
+async fn deallocate_reaches_statements_of_the_protocol() {
+    let server = start(Config::default()).await;
+    let mut c = server.client().await;
+    let prepare = |name: &str| [parse(name, "select 1", &[]), sync()].concat();
+    let run =
+        |text: &str| [parse("", text, &[]), bind("", "", &[], &[], &[]), execute("", 0), sync()].concat();
+    assert_eq!(c.ask(&prepare("a")).await, ["1", "Z I"]);
+    assert_eq!(c.ask(&query("deallocate a;")).await, ["C DEALLOCATE", "Z I"]);
+    assert_eq!(c.ask(&prepare("a")).await, ["1", "Z I"]);
+    assert_eq!(c.ask(&run("deallocate \"a\"")).await, ["1", "2", "C DEALLOCATE", "Z I"]);
+    let unknown = "E ERROR 26000 prepared statement \"a\" does not exist";
+    assert_eq!(c.ask(&query("deallocate a")).await, [unknown, "Z I"]);
+    for all in ["deallocate all", "discard all"] {
+        assert_eq!(c.ask(&prepare("a")).await, ["1", "Z I"]);
+        assert_eq!(c.ask(&query(all)).await, [format!("C {}", all.to_uppercase()), "Z I".to_owned()]);
+    }
+    // In a failed transaction the session has the word.
+    assert_eq!(c.ask(&prepare("a")).await, ["1", "Z I"]);
+    c.ask(&query("begin; fail")).await;
+    assert!(c.ask(&query("deallocate a")).await[0].starts_with("E ERROR 25P02"));
+}

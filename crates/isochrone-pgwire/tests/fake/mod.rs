@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use isochrone_env::os::TokioTimer;
@@ -23,12 +24,14 @@ pub struct World {
     pub waiting: Notify,
     /// Lets one `gate` statement go on.
     pub gate: Notify,
+    sessions: AtomicI32,
 }
 
 #[derive(Clone, Default)]
 pub struct Fake(pub Arc<World>);
 
 pub struct FakeSession {
+    process_id: i32,
     world: Arc<World>,
     settings: Settings,
     status: TxnStatus,
@@ -64,6 +67,7 @@ impl Backend for Fake {
             ));
         }
         Ok(FakeSession {
+            process_id: self.0.sessions.fetch_add(1, Ordering::Relaxed) + 1,
             world: Arc::clone(&self.0),
             settings: Settings::default(),
             status: TxnStatus::Idle,
@@ -91,7 +95,7 @@ fn statement(text: &str, oids: &[u32]) -> Result<FakeStatement, Error> {
             Some(parameters.iter().map(|t| column("p", *t)).collect())
         }
         "" | "begin" | "commit" | "copyin" | "copyout" | "notice" | "set" | "wait" | "gate" | "panic"
-        | "fail" | "failsync" => None,
+        | "fail" | "failsync" | "deallocate" | "discard" => None,
         _ => {
             let e = Error::syntax(format!("syntax error at or near \"{verb}\"")).with_position(1);
             return Err(e.with_detail(argument));
@@ -185,6 +189,12 @@ impl FakeSession {
                 sink.ready().await?;
                 return Err(Error::division_by_zero().with_hint("do not"));
             }
+            "deallocate" if argument != "all" => {
+                let text = format!("prepared statement \"{argument}\" does not exist");
+                return Err(Error::new(SqlState::INVALID_SQL_STATEMENT_NAME, text));
+            }
+            "deallocate" => "DEALLOCATE ALL".to_owned(),
+            "discard" => "DISCARD ALL".to_owned(),
             "failsync" => {
                 self.changes.push(("failsync".to_owned(), String::new()));
                 "FAILSYNC".to_owned()
@@ -200,7 +210,7 @@ impl Session for FakeSession {
     type Portal = FakePortal;
     type Step = String;
 
-    fn parameters(&self) -> Vec<(String, String)> {
+    fn parameters(&mut self) -> Vec<(String, String)> {
         vec![
             ("server_version".to_owned(), "15.0".to_owned()),
             ("client_encoding".to_owned(), "UTF8".to_owned()),
@@ -217,6 +227,9 @@ impl Session for FakeSession {
     }
     fn settings(&self) -> &Settings {
         &self.settings
+    }
+    fn process_id(&self) -> i32 {
+        self.process_id
     }
     fn canceller(&self) -> isochrone_pgwire::backend::Canceller {
         let cancel = Arc::clone(&self.cancel);
