@@ -221,11 +221,15 @@ pub fn write_binary(datum: &Datum, ty: &Type, out: &mut Vec<u8>) {
         Datum::Float4(v) => out.extend_from_slice(&v.to_be_bytes()),
         Datum::Float8(v) => out.extend_from_slice(&v.to_be_bytes()),
         Datum::Numeric(n) => write_numeric(n, out),
-        Datum::Text(s) if *ty == Type::InternalChar => out.push(s.chars().next().map_or(0, |c| c as u32 as u8)),
+        Datum::Text(s) if *ty == Type::InternalChar => {
+            out.push(s.chars().next().map_or(0, |c| c as u32 as u8))
+        }
         Datum::Text(s) | Datum::Bpchar(s) => out.extend_from_slice(s.as_bytes()),
         Datum::Bytes(b) => out.extend_from_slice(b),
         Datum::Date(v) => out.extend_from_slice(&v.to_be_bytes()),
-        Datum::Time(v) | Datum::Timestamp(v) | Datum::Timestamptz(v) => out.extend_from_slice(&v.to_be_bytes()),
+        Datum::Time(v) | Datum::Timestamp(v) | Datum::Timestamptz(v) => {
+            out.extend_from_slice(&v.to_be_bytes())
+        }
         Datum::Interval(v) => {
             out.extend_from_slice(&v.micros.to_be_bytes());
             out.extend_from_slice(&v.days.to_be_bytes());

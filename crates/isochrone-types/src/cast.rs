@@ -68,7 +68,9 @@ pub fn cast_kind(from: &Type, to: &Type) -> Option<CastKind> {
         (InternalChar, Int4) | (Int4, InternalChar) => Explicit,
         (Int4, Bool) | (Bool, Int4) => Explicit,
         (Date, Timestamp | Timestamptz) | (Timestamp, Timestamptz) => Implicit,
-        (Timestamp | Timestamptz, Date) | (Timestamptz, Timestamp) | (Timestamp | Timestamptz, Time) => Assignment,
+        (Timestamp | Timestamptz, Date) | (Timestamptz, Timestamp) | (Timestamp | Timestamptz, Time) => {
+            Assignment
+        }
         (Time, Interval) => Implicit,
         (Interval, Time) => Assignment,
         (a, b) if is_oid(a) && is_oid(b) => Implicit,
@@ -104,7 +106,8 @@ pub fn is_immutable(from: &Type, to: &Type) -> bool {
     // Reading and writing of dates look at the settings; so does anything between timestamptz and local time.
     let by_text = from.is_string() || to.is_string() || *from == Type::Unknown;
     !(zoned(*from) || zoned(*to))
-        && !(by_text && [*from, *to].iter().any(|t| t.element().unwrap_or(*t).category() == Category::DateTime))
+        && !(by_text
+            && [*from, *to].iter().any(|t| t.element().unwrap_or(*t).category() == Category::DateTime))
 }
 
 /// Cuts a name to 63 bytes, at a character.
@@ -239,9 +242,7 @@ fn cast_number(datum: &Datum, to: Type) -> Result<Option<Datum>> {
                 Type::Float8 => Datum::Float8(v as f64),
                 Type::Numeric(m) => Datum::Numeric(with_modifier(v.into(), m)?),
                 Type::Oid | Type::Regclass | Type::Regtype | Type::Regproc => match datum {
-                    Datum::Int8(v) => {
-                        Datum::Oid(u32::try_from(*v).map_err(|_| Error::out_of_range("OID"))?)
-                    }
+                    Datum::Int8(v) => Datum::Oid(u32::try_from(*v).map_err(|_| Error::out_of_range("OID"))?),
                     _ => Datum::Oid(v as u32),
                 },
                 _ => return Ok(None),
@@ -260,7 +261,13 @@ fn with_modifier(n: Numeric, m: Option<(u16, i16)>) -> Result<Numeric> {
 
 /// Converts a value, modifier of `to` included. NULL stays NULL. 42846 when there is no conversion at all; whether
 /// one may happen in this context is for the binder to ask ([`can_cast`]).
-pub fn cast(datum: Datum, from: &Type, to: &Type, context: CastContext, settings: &Settings) -> Result<Datum> {
+pub fn cast(
+    datum: Datum,
+    from: &Type,
+    to: &Type,
+    context: CastContext,
+    settings: &Settings,
+) -> Result<Datum> {
     if datum.is_null() {
         return Ok(datum);
     }
@@ -277,7 +284,11 @@ pub fn cast(datum: Datum, from: &Type, to: &Type, context: CastContext, settings
         }
         (Datum::Text(_), Type::Text | Type::Unknown) => datum,
         (Datum::Text(s), Type::Name) => {
-            if s.len() <= NAME_BYTES_MAX { datum } else { Datum::text(truncate_name(s)) }
+            if s.len() <= NAME_BYTES_MAX {
+                datum
+            } else {
+                Datum::text(truncate_name(s))
+            }
         }
         (Datum::Text(s), Type::InternalChar) => Datum::text(first_char(s)),
         (Datum::Text(s), Type::Int4) if *from == Type::InternalChar => {
@@ -318,10 +329,9 @@ pub fn cast(datum: Datum, from: &Type, to: &Type, context: CastContext, settings
         | (Datum::Timestamptz(_), Type::Timestamptz)
         | (Datum::Interval(_), Type::Interval) => datum,
         (Datum::Date(d), Type::Timestamp) => Datum::Timestamp(datetime::date_to_timestamp(*d)?),
-        (Datum::Date(d), Type::Timestamptz) => Datum::Timestamptz(datetime::from_local(
-            &settings.time_zone,
-            datetime::date_to_timestamp(*d)?,
-        )?),
+        (Datum::Date(d), Type::Timestamptz) => {
+            Datum::Timestamptz(datetime::from_local(&settings.time_zone, datetime::date_to_timestamp(*d)?)?)
+        }
         (Datum::Timestamp(t), Type::Date) => Datum::Date(datetime::timestamp_to_date(*t)),
         (Datum::Timestamp(t), Type::Timestamptz) => {
             Datum::Timestamptz(datetime::from_local(&settings.time_zone, *t)?)
@@ -333,7 +343,11 @@ pub fn cast(datum: Datum, from: &Type, to: &Type, context: CastContext, settings
             Datum::Date(datetime::timestamp_to_date(datetime::to_local(&settings.time_zone, *t)?))
         }
         (Datum::Timestamp(t), Type::Time) => {
-            if datetime::is_infinite(*t) { Datum::Null } else { Datum::Time(t.rem_euclid(DAY_MICROS)) }
+            if datetime::is_infinite(*t) {
+                Datum::Null
+            } else {
+                Datum::Time(t.rem_euclid(DAY_MICROS))
+            }
         }
         (Datum::Timestamptz(t), Type::Time) => {
             if datetime::is_infinite(*t) {
@@ -406,11 +420,7 @@ pub fn common_type(types: &[Type], what: &str) -> Result<Type> {
             Some(c) if c.category() != t.category() => {
                 return Err(Error::new(
                     SqlState::DATATYPE_MISMATCH,
-                    format!(
-                        "{what} types {} and {} cannot be matched",
-                        c.base_sql_name(),
-                        t.base_sql_name()
-                    ),
+                    format!("{what} types {} and {} cannot be matched", c.base_sql_name(), t.base_sql_name()),
                 ));
             }
             Some(c) => {
@@ -435,7 +445,11 @@ pub fn common_type(types: &[Type], what: &str) -> Result<Type> {
     // One modifier for all that are not plain literals: it is kept.
     let mut typed = types.iter().filter(|t| **t != Type::Unknown);
     Ok(match typed.next() {
-        Some(t) if t.base() == chosen && typed.all(|u| u == t) && types.iter().all(|t| *t != Type::Unknown) => *t,
+        Some(t)
+            if t.base() == chosen && typed.all(|u| u == t) && types.iter().all(|t| *t != Type::Unknown) =>
+        {
+            *t
+        }
         _ => chosen,
     })
 }

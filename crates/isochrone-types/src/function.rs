@@ -78,7 +78,9 @@ struct Tables {
 static TABLES: LazyLock<Tables> = LazyLock::new(|| {
     let mut operators: FxHashMap<&'static str, Vec<Sig>> = FxHashMap::default();
     let mut functions: FxHashMap<&'static str, Vec<Sig>> = FxHashMap::default();
-    for table in [numbers::OPERATORS, strings::OPERATORS, dates::OPERATORS, like::OPERATORS, arrays::OPERATORS] {
+    for table in
+        [numbers::OPERATORS, strings::OPERATORS, dates::OPERATORS, like::OPERATORS, arrays::OPERATORS]
+    {
         for s in table {
             operators.entry(s.name).or_default().push(*s);
         }
@@ -86,9 +88,14 @@ static TABLES: LazyLock<Tables> = LazyLock::new(|| {
     for s in compare::operators() {
         operators.entry(s.name).or_default().push(s);
     }
-    for table in
-        [math::FUNCTIONS, strings::FUNCTIONS, dates::FUNCTIONS, like::FUNCTIONS, arrays::FUNCTIONS, to_char::FUNCTIONS]
-    {
+    for table in [
+        math::FUNCTIONS,
+        strings::FUNCTIONS,
+        dates::FUNCTIONS,
+        like::FUNCTIONS,
+        arrays::FUNCTIONS,
+        to_char::FUNCTIONS,
+    ] {
         for s in table {
             functions.entry(s.name).or_default().push(*s);
         }
@@ -145,7 +152,11 @@ fn finish(sig: &Sig, args: &[Type]) -> Option<ResolvedFunction> {
             P::T(t) if t == given.base() => given,
             P::T(t) => t,
             P::Any | P::NonArray => {
-                if given == Type::Unknown { Type::Text } else { given }
+                if given == Type::Unknown {
+                    Type::Text
+                } else {
+                    given
+                }
             }
             P::Element => element?,
             P::Array => element?.array_of()?,

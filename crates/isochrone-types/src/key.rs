@@ -177,7 +177,8 @@ fn decode(ty: &Type, input: &mut &[u8]) -> Result<Datum> {
             let span = (u128::from_be_bytes(take(input)?) ^ (1 << 127)) as i128;
             let days = span / DAY_MICROS as i128;
             let months = (days / 30).clamp(i32::MIN as i128, i32::MAX as i128);
-            let rest = i32::try_from(days - months * 30).map_err(|_| DecodeError::Invalid("interval in a key"))?;
+            let rest =
+                i32::try_from(days - months * 30).map_err(|_| DecodeError::Invalid("interval in a key"))?;
             Datum::Interval(Interval {
                 months: months as i32,
                 days: rest,
@@ -185,7 +186,9 @@ fn decode(ty: &Type, input: &mut &[u8]) -> Result<Datum> {
             })
         }
         Type::Uuid => Datum::Uuid(take(input)?),
-        Type::Oid | Type::Regclass | Type::Regtype | Type::Regproc => Datum::Oid(u32::from_be_bytes(take(input)?)),
+        Type::Oid | Type::Regclass | Type::Regtype | Type::Regproc => {
+            Datum::Oid(u32::from_be_bytes(take(input)?))
+        }
         Type::Array(element) => {
             let mut items = Vec::new();
             while input.first() != Some(&ARRAY_END) {
@@ -269,10 +272,28 @@ mod tests {
 
     #[test]
     fn numerics_in_order() {
-        let texts = ["-Infinity", "-1e30", "-100", "-99.9", "-0.001", "0", "0.0005", "0.001", "1", "1.5", "10",
-            "99", "100.00001", "9223372036854775808", "1e40", "Infinity", "NaN"];
+        let texts = [
+            "-Infinity",
+            "-1e30",
+            "-100",
+            "-99.9",
+            "-0.001",
+            "0",
+            "0.0005",
+            "0.001",
+            "1",
+            "1.5",
+            "10",
+            "99",
+            "100.00001",
+            "9223372036854775808",
+            "1e40",
+            "Infinity",
+            "NaN",
+        ];
         let t = Type::Numeric(None);
-        let keys: Vec<_> = texts.iter().map(|s| key(&Datum::Numeric(s.parse().unwrap()), &t, false)).collect();
+        let keys: Vec<_> =
+            texts.iter().map(|s| key(&Datum::Numeric(s.parse().unwrap()), &t, false)).collect();
         assert!(keys.is_sorted());
         assert!(key(&Datum::Null, &t, false) > keys[16]);
         let long = Datum::text("x".repeat(KEY_BYTES_MAX));

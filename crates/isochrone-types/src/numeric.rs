@@ -292,8 +292,11 @@ impl Numeric {
                 let e = n - 1 - *scale as i64;
                 let weight = e.div_euclid(4);
                 let want = e - 4 * weight + 1;
-                let first =
-                    if n >= want { abs / 10u64.pow((n - want) as u32) } else { abs * 10u64.pow((want - n) as u32) };
+                let first = if n >= want {
+                    abs / 10u64.pow((n - want) as u32)
+                } else {
+                    abs * 10u64.pow((want - n) as u32)
+                };
                 return (weight, first as u32);
             }
             Repr::Big(b) => (b.m.magnitude().to_string(), b.scale),

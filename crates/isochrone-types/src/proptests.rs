@@ -8,7 +8,12 @@ use proptest::prelude::*;
 pub(crate) fn scalar_types() -> impl Strategy<Value = Type> {
     let mut all: Vec<Type> =
         Type::all_scalar().filter(|t| !matches!(t, Type::Void | Type::Unknown)).collect();
-    all.extend([Type::Char(Some(4)), Type::Varchar(Some(6)), Type::Array(&Type::Int4), Type::Array(&Type::Text)]);
+    all.extend([
+        Type::Char(Some(4)),
+        Type::Varchar(Some(6)),
+        Type::Array(&Type::Int4),
+        Type::Array(&Type::Text),
+    ]);
     proptest::sample::select(all)
 }
 
@@ -30,7 +35,16 @@ fn numeric() -> BoxedStrategy<Numeric> {
 fn double() -> BoxedStrategy<f64> {
     prop_oneof![
         any::<f64>(),
-        proptest::sample::select(vec![0.0, -0.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e15, 1e-5, 0.1]),
+        proptest::sample::select(vec![
+            0.0,
+            -0.0,
+            f64::NAN,
+            f64::INFINITY,
+            f64::NEG_INFINITY,
+            1e15,
+            1e-5,
+            0.1
+        ]),
     ]
     .boxed()
 }
@@ -57,9 +71,9 @@ pub(crate) fn value(t: Type) -> BoxedStrategy<Datum> {
         Type::Numeric(_) => numeric().prop_map(Datum::Numeric).boxed(),
         Type::Text | Type::Name | Type::Unknown => short_text().prop_map(Datum::from).boxed(),
         Type::Varchar(_) => "[ab%é]{0,6}".prop_map(Datum::from).boxed(),
-        Type::Char(_) => "[ab ]{0,4}"
-            .prop_map(move |s| cast::fit_string(&s, &t, CastContext::Explicit).unwrap())
-            .boxed(),
+        Type::Char(_) => {
+            "[ab ]{0,4}".prop_map(move |s| cast::fit_string(&s, &t, CastContext::Explicit).unwrap()).boxed()
+        }
         Type::InternalChar => "[a-z]{0,1}".prop_map(Datum::from).boxed(),
         Type::Bytea => proptest::collection::vec(any::<u8>(), 0..6).prop_map(Datum::bytes).boxed(),
         Type::Date => prop_oneof![DATE_MIN..=DATE_MAX, -20_000..20_000, Just(i32::MAX), Just(i32::MIN)]
@@ -75,10 +89,12 @@ pub(crate) fn value(t: Type) -> BoxedStrategy<Datum> {
         .prop_map(|(months, days, micros)| Datum::Interval(Interval { months, days, micros }))
         .boxed(),
         Type::Uuid => any::<[u8; 16]>().prop_map(Datum::Uuid).boxed(),
-        Type::Oid | Type::Regclass | Type::Regtype | Type::Regproc => any::<u32>().prop_map(Datum::Oid).boxed(),
-        Type::Array(e) => proptest::collection::vec(value(*e), 0..4)
-            .prop_map(move |items| Datum::array(*e, items))
-            .boxed(),
+        Type::Oid | Type::Regclass | Type::Regtype | Type::Regproc => {
+            any::<u32>().prop_map(Datum::Oid).boxed()
+        }
+        Type::Array(e) => {
+            proptest::collection::vec(value(*e), 0..4).prop_map(move |items| Datum::array(*e, items)).boxed()
+        }
         Type::Void => Just(Datum::Null).boxed(),
     };
     prop_oneof![15 => some, 1 => Just(Datum::Null)].boxed()

@@ -51,7 +51,9 @@ pub fn parse_text(ty: &Type, text: &str, settings: &Settings) -> Result<Datum> {
         },
         Type::Regclass | Type::Regproc => match text.trim() {
             "-" => Datum::Oid(0),
-            t if t.bytes().all(|b| b.is_ascii_digit()) && !t.is_empty() => Datum::Oid(parse_oid(t, ty.name())?),
+            t if t.bytes().all(|b| b.is_ascii_digit()) && !t.is_empty() => {
+                Datum::Oid(parse_oid(t, ty.name())?)
+            }
             _ => return Err(Error::unsupported(format!("a name as {} here", ty.name()))),
         },
         Type::Void => Datum::Null,

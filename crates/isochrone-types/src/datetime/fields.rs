@@ -76,7 +76,13 @@ fn date_field(unit: &str, c: &Civil) -> Option<i64> {
         "month" => c.month,
         "quarter" => (c.month - 1) / 3 + 1,
         // There is no year 0.
-        "year" => if c.year > 0 { c.year } else { c.year - 1 },
+        "year" => {
+            if c.year > 0 {
+                c.year
+            } else {
+                c.year - 1
+            }
+        }
         "decade" => c.year.div_euclid(10),
         "century" => div_ceil_year(c.year, 100),
         "millennium" => div_ceil_year(c.year, 1000),
@@ -115,7 +121,9 @@ pub(crate) fn extract_timestamp(field: &str, ts: i64, zone: Option<&TimeZone>) -
     let c = Civil::from_timestamp(local);
     let offset = (local - ts) / SECOND_MICROS;
     Ok(Some(match u {
-        "epoch" => Numeric::from_i128(ts as i128 + EPOCH_SECONDS as i128 * SECOND_MICROS as i128).shift_right(6),
+        "epoch" => {
+            Numeric::from_i128(ts as i128 + EPOCH_SECONDS as i128 * SECOND_MICROS as i128).shift_right(6)
+        }
         "julian" => {
             let day: Numeric = (c.days() + 2_451_545).into();
             day.add(&Numeric::from(c.micros).div(&DAY_MICROS.into())?)?
@@ -197,7 +205,10 @@ pub(crate) fn trunc_timestamp(field: &str, ts: i64, type_name: &str) -> Result<i
         "week" => {
             let days = c.days();
             let monday = days - (day_of_week(days) + 6) % 7;
-            return monday.checked_mul(DAY_MICROS).and_then(check_timestamp).ok_or_else(timestamp_out_of_range);
+            return monday
+                .checked_mul(DAY_MICROS)
+                .and_then(check_timestamp)
+                .ok_or_else(timestamp_out_of_range);
         }
         "month" | "quarter" | "year" | "decade" | "century" | "millennium" => {
             c.day = 1;

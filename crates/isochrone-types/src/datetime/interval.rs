@@ -48,7 +48,9 @@ enum Unit {
 fn unit(word: &str) -> Option<Unit> {
     Some(match word {
         "us" | "usec" | "usecs" | "microsecond" | "microseconds" | "usecond" | "useconds" => Unit::Micros(1),
-        "ms" | "msec" | "msecs" | "millisecond" | "milliseconds" | "msecond" | "mseconds" => Unit::Micros(1_000),
+        "ms" | "msec" | "msecs" | "millisecond" | "milliseconds" | "msecond" | "mseconds" => {
+            Unit::Micros(1_000)
+        }
         "s" | "sec" | "secs" | "second" | "seconds" => Unit::Micros(SECOND_MICROS),
         "m" | "min" | "mins" | "minute" | "minutes" => Unit::Micros(60 * SECOND_MICROS),
         "h" | "hr" | "hrs" | "hour" | "hours" => Unit::Micros(3600 * SECOND_MICROS),
@@ -148,9 +150,7 @@ fn sum_words(text: &str) -> Option<Sum> {
         let mut rest = part;
         while !rest.is_empty() {
             let alpha = rest.as_bytes()[0].is_ascii_alphabetic();
-            let n = rest
-                .find(|c: char| c.is_ascii_alphabetic() != alpha)
-                .unwrap_or(rest.len());
+            let n = rest.find(|c: char| c.is_ascii_alphabetic() != alpha).unwrap_or(rest.len());
             tokens.push(&rest[..n]);
             rest = &rest[n..];
         }
@@ -167,7 +167,8 @@ fn sum_words(text: &str) -> Option<Sum> {
             sum = Sum { months: -sum.months, days: -sum.days, micros: -sum.micros };
         } else if t.contains(':') {
             sum.micros += clock(t)?;
-        } else if let Some((y, m)) = t.char_indices().skip(1).find(|c| c.1 == '-').map(|(n, _)| t.split_at(n)) {
+        } else if let Some((y, m)) = t.char_indices().skip(1).find(|c| c.1 == '-').map(|(n, _)| t.split_at(n))
+        {
             // SQL's year-month
             let (years, f) = decimal(y)?;
             let (months, g) = decimal(&m[1..])?;

@@ -25,13 +25,24 @@ enum Fail {
 }
 
 const MONTHS: [&str; 12] = [
-    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
     "december",
 ];
 const DAYS: [&str; 7] = ["sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday"];
 
 fn month_named(word: &str) -> Option<i64> {
-    let i = MONTHS.iter().position(|m| word == *m || word == &m[..3] || (word == "sept" && *m == "september"))?;
+    let i =
+        MONTHS.iter().position(|m| word == *m || word == &m[..3] || (word == "sept" && *m == "september"))?;
     Some(i as i64 + 1)
 }
 
@@ -45,7 +56,13 @@ pub(crate) fn abbreviation(word: &str) -> Option<i32> {
         "z" | "utc" | "gmt" | "zulu" | "uct" | "wet" => 0,
         "est" => -20,
         "edt" | "ast" => -16,
-        "cst" | "mdt" => if word == "cst" { -24 } else { -24 },
+        "cst" | "mdt" => {
+            if word == "cst" {
+                -24
+            } else {
+                -24
+            }
+        }
         "cdt" => -20,
         "mst" | "pdt" => -28,
         "pst" | "akdt" => -32,
@@ -196,7 +213,8 @@ impl Fields {
     fn number_token(&mut self, token: &str, after_t: bool) -> Result<(), Fail> {
         let (whole, frac) = token.split_once('.').unwrap_or((token, ""));
         let v = number(whole)?;
-        let compact_time = (after_t || self.has_date()) && matches!(whole.len(), 4 | 6) && self.micros.is_none();
+        let compact_time =
+            (after_t || self.has_date()) && matches!(whole.len(), 4 | 6) && self.micros.is_none();
         if compact_time {
             let (h, m, s) = match whole.len() {
                 4 => (v / 100, v % 100, 0),
@@ -316,7 +334,8 @@ fn scan(text: &str, settings: &Settings) -> Result<Parsed, Fail> {
                 }
                 let word = &lower[i..j];
                 let today = || -> Result<i64, Fail> {
-                    let local = to_local(&settings.time_zone, settings.transaction_time).map_err(|_| Fail::Overflow)?;
+                    let local = to_local(&settings.time_zone, settings.transaction_time)
+                        .map_err(|_| Fail::Overflow)?;
                     Ok(local.div_euclid(DAY_MICROS))
                 };
                 match word {
@@ -341,7 +360,10 @@ fn scan(text: &str, settings: &Settings) -> Result<Parsed, Fail> {
                             }
                         } else if is_day_name(word) {
                             // says nothing that the date does not
-                        } else if f.offset.is_none() && f.zone.is_none() && (f.has_date() || f.micros.is_some()) {
+                        } else if f.offset.is_none()
+                            && f.zone.is_none()
+                            && (f.has_date() || f.micros.is_some())
+                        {
                             // The name in its own spelling: zone lookup ignores case.
                             f.zone = Some(TimeZone::named(word).ok_or_else(|| Fail::Zone(word.to_owned()))?);
                         } else {
@@ -395,7 +417,8 @@ fn scan(text: &str, settings: &Settings) -> Result<Parsed, Fail> {
     let offset = match (f.offset, f.zone) {
         (Some(o), _) => Some(o),
         (None, Some(z)) => {
-            let local = days.checked_mul(DAY_MICROS).and_then(|d| d.checked_add(micros)).ok_or(Fail::Overflow)?;
+            let local =
+                days.checked_mul(DAY_MICROS).and_then(|d| d.checked_add(micros)).ok_or(Fail::Overflow)?;
             Some(offset_at_local(&z, local))
         }
         _ => None,

@@ -3,8 +3,8 @@
 use super::args::*;
 use super::registry::*;
 use crate::datetime::{
-    self, Civil, DAY_MICROS, EPOCH_SECONDS, SECOND_MICROS, days_from_civil, days_in_month, fields, interval as ival,
-    is_infinite,
+    self, Civil, DAY_MICROS, EPOCH_SECONDS, SECOND_MICROS, days_from_civil, days_in_month, fields,
+    interval as ival, is_infinite,
 };
 use crate::datum::{DATE_INFINITY, DATE_NEG_INFINITY};
 use crate::settings::TimeZone;
@@ -193,7 +193,8 @@ fn date_bin(a: &[Datum], ts: i64, origin: i64) -> Result<i64> {
         return Ok(ts);
     }
     let diff = ts.checked_sub(origin).ok_or_else(datetime::interval_out_of_range)?;
-    datetime::check_timestamp(origin + diff.div_euclid(step) * step).ok_or_else(datetime::timestamp_out_of_range)
+    datetime::check_timestamp(origin + diff.div_euclid(step) * step)
+        .ok_or_else(datetime::timestamp_out_of_range)
 }
 
 pub(super) const OPERATORS: &[Sig] = &[
@@ -201,8 +202,12 @@ pub(super) const OPERATORS: &[Sig] = &[
     sig("+", &[I4, DATE], DATE, |a, _| date_plus(date(&a[1])?, int4(&a[0])? as i64)),
     sig("-", &[DATE, I4], DATE, |a, _| date_plus(date(&a[0])?, -(int4(&a[1])? as i64))),
     sig("-", &[DATE, DATE], I4, date_minus_date),
-    sig("+", &[DATE, INTERVAL], TS, |a, _| ts_plus(datetime::date_to_timestamp(date(&a[0])?)?, &interval(&a[1])?)),
-    sig("+", &[INTERVAL, DATE], TS, |a, _| ts_plus(datetime::date_to_timestamp(date(&a[1])?)?, &interval(&a[0])?)),
+    sig("+", &[DATE, INTERVAL], TS, |a, _| {
+        ts_plus(datetime::date_to_timestamp(date(&a[0])?)?, &interval(&a[1])?)
+    }),
+    sig("+", &[INTERVAL, DATE], TS, |a, _| {
+        ts_plus(datetime::date_to_timestamp(date(&a[1])?)?, &interval(&a[0])?)
+    }),
     sig("-", &[DATE, INTERVAL], TS, |a, _| {
         ts_plus(datetime::date_to_timestamp(date(&a[0])?)?, &ival::neg(&interval(&a[1])?)?)
     }),
@@ -224,7 +229,8 @@ pub(super) const OPERATORS: &[Sig] = &[
     sig("-", &[TS, TS], INTERVAL, |a, _| ts_minus_ts(timestamp(&a[0])?, timestamp(&a[1])?)),
     sig("+", &[TZ, INTERVAL], TZ, |a, c| tz_plus(timestamptz(&a[0])?, &interval(&a[1])?, c)).stable(),
     sig("+", &[INTERVAL, TZ], TZ, |a, c| tz_plus(timestamptz(&a[1])?, &interval(&a[0])?, c)).stable(),
-    sig("-", &[TZ, INTERVAL], TZ, |a, c| tz_plus(timestamptz(&a[0])?, &ival::neg(&interval(&a[1])?)?, c)).stable(),
+    sig("-", &[TZ, INTERVAL], TZ, |a, c| tz_plus(timestamptz(&a[0])?, &ival::neg(&interval(&a[1])?)?, c))
+        .stable(),
     sig("-", &[TZ, TZ], INTERVAL, |a, _| ts_minus_ts(timestamptz(&a[0])?, timestamptz(&a[1])?)),
     sig("+", &[TIME, INTERVAL], TIME, |a, _| Ok(time_plus(time(&a[0])?, interval(&a[1])?.micros))),
     sig("+", &[INTERVAL, TIME], TIME, |a, _| Ok(time_plus(time(&a[1])?, interval(&a[0])?.micros))),
@@ -305,7 +311,9 @@ pub(super) const FUNCTIONS: &[Sig] = &[
     sig("date_bin", &[INTERVAL, TZ, TZ], TZ, |a, _| {
         Ok(Datum::Timestamptz(date_bin(a, timestamptz(&a[1])?, timestamptz(&a[2])?)?))
     }),
-    sig("age", &[TS, TS], INTERVAL, |a, _| Ok(Datum::Interval(ival::age(timestamp(&a[0])?, timestamp(&a[1])?)?))),
+    sig("age", &[TS, TS], INTERVAL, |a, _| {
+        Ok(Datum::Interval(ival::age(timestamp(&a[0])?, timestamp(&a[1])?)?))
+    }),
     sig("age", &[TZ, TZ], INTERVAL, |a, c| {
         let zone = &c.settings.time_zone;
         let (x, y) = (timestamptz(&a[0])?, timestamptz(&a[1])?);
@@ -324,8 +332,12 @@ pub(super) const FUNCTIONS: &[Sig] = &[
     sig("isfinite", &[TS], BOOL, |a, _| Ok(Datum::Bool(!is_infinite(timestamp(&a[0])?)))),
     sig("isfinite", &[TZ], BOOL, |a, _| Ok(Datum::Bool(!is_infinite(timestamptz(&a[0])?)))),
     sig("isfinite", &[INTERVAL], BOOL, |_, _| Ok(Datum::Bool(true))),
-    sig("justify_hours", &[INTERVAL], INTERVAL, |a, _| Ok(Datum::Interval(ival::justify_hours(&interval(&a[0])?)?))),
-    sig("justify_days", &[INTERVAL], INTERVAL, |a, _| Ok(Datum::Interval(ival::justify_days(&interval(&a[0])?)?))),
+    sig("justify_hours", &[INTERVAL], INTERVAL, |a, _| {
+        Ok(Datum::Interval(ival::justify_hours(&interval(&a[0])?)?))
+    }),
+    sig("justify_days", &[INTERVAL], INTERVAL, |a, _| {
+        Ok(Datum::Interval(ival::justify_days(&interval(&a[0])?)?))
+    }),
     sig("justify_interval", &[INTERVAL], INTERVAL, |a, _| {
         Ok(Datum::Interval(ival::justify_days(&ival::justify_hours(&interval(&a[0])?)?)?))
     }),
@@ -346,7 +358,10 @@ pub(super) const FUNCTIONS: &[Sig] = &[
         Ok(Datum::Timestamp(datetime::to_local(&zone_of(text(&a[0])?)?, timestamptz(&a[1])?)?))
     }),
     sig("timezone", &[INTERVAL, TS], TZ, |a, _| {
-        Ok(Datum::Timestamptz(datetime::from_local(&zone_of_interval(&interval(&a[0])?)?, timestamp(&a[1])?)?))
+        Ok(Datum::Timestamptz(datetime::from_local(
+            &zone_of_interval(&interval(&a[0])?)?,
+            timestamp(&a[1])?,
+        )?))
     }),
     sig("timezone", &[INTERVAL, TZ], TS, |a, _| {
         Ok(Datum::Timestamp(datetime::to_local(&zone_of_interval(&interval(&a[0])?)?, timestamptz(&a[1])?)?))

@@ -253,8 +253,7 @@ fn regexp_match(a: &[Datum], _: &EvalContext<'_>) -> Result<Datum> {
     with_regex(text(&a[1])?, insensitive, |r| {
         let Some(c) = r.captures(s) else { return Datum::Null };
         let from = usize::from(c.len() > 1);
-        let items =
-            (from..c.len()).map(|i| c.get(i).map_or(Datum::Null, |m| m.as_str().into())).collect();
+        let items = (from..c.len()).map(|i| c.get(i).map_or(Datum::Null, |m| m.as_str().into())).collect();
         Datum::array(Type::Text, items)
     })
 }

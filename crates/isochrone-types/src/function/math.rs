@@ -142,10 +142,26 @@ fn exp_float(x: f64) -> Result<f64> {
     checked(x.exp(), x.is_finite(), x == f64::NEG_INFINITY)
 }
 
-const SIN: &[(f64, f64)] =
-    &[(0.0, 0.0), (30.0, 0.5), (90.0, 1.0), (150.0, 0.5), (180.0, 0.0), (210.0, -0.5), (270.0, -1.0), (330.0, -0.5)];
-const COS: &[(f64, f64)] =
-    &[(0.0, 1.0), (60.0, 0.5), (90.0, 0.0), (120.0, -0.5), (180.0, -1.0), (240.0, -0.5), (270.0, 0.0), (300.0, 0.5)];
+const SIN: &[(f64, f64)] = &[
+    (0.0, 0.0),
+    (30.0, 0.5),
+    (90.0, 1.0),
+    (150.0, 0.5),
+    (180.0, 0.0),
+    (210.0, -0.5),
+    (270.0, -1.0),
+    (330.0, -0.5),
+];
+const COS: &[(f64, f64)] = &[
+    (0.0, 1.0),
+    (60.0, 0.5),
+    (90.0, 0.0),
+    (120.0, -0.5),
+    (180.0, -1.0),
+    (240.0, -0.5),
+    (270.0, 0.0),
+    (300.0, 0.5),
+];
 
 pub(super) const FUNCTIONS: &[Sig] = &[
     sig("abs", &[I2], I2, abs_int2),
@@ -184,9 +200,15 @@ pub(super) const FUNCTIONS: &[Sig] = &[
     sig("log10", &[NUM], NUM, num_fn!(|x| Numeric::log(&10.into(), x)?)),
     sig("log10", &[F8], F8, float_fn!(|x| log_argument(x)?.log10())),
     sig("log", &[NUM, NUM], NUM, |a, _| Ok(Datum::Numeric(Numeric::log(numeric(&a[0])?, numeric(&a[1])?)?))),
-    sig("mod", &[I2, I2], I2, |a, _| Ok(Datum::Int2(rem_int(int2(&a[0])?, int2(&a[1])?, i16::wrapping_rem)?))),
-    sig("mod", &[I4, I4], I4, |a, _| Ok(Datum::Int4(rem_int(int4(&a[0])?, int4(&a[1])?, i32::wrapping_rem)?))),
-    sig("mod", &[I8, I8], I8, |a, _| Ok(Datum::Int8(rem_int(int8(&a[0])?, int8(&a[1])?, i64::wrapping_rem)?))),
+    sig("mod", &[I2, I2], I2, |a, _| {
+        Ok(Datum::Int2(rem_int(int2(&a[0])?, int2(&a[1])?, i16::wrapping_rem)?))
+    }),
+    sig("mod", &[I4, I4], I4, |a, _| {
+        Ok(Datum::Int4(rem_int(int4(&a[0])?, int4(&a[1])?, i32::wrapping_rem)?))
+    }),
+    sig("mod", &[I8, I8], I8, |a, _| {
+        Ok(Datum::Int8(rem_int(int8(&a[0])?, int8(&a[1])?, i64::wrapping_rem)?))
+    }),
     sig("mod", &[NUM, NUM], NUM, |a, _| Ok(Datum::Numeric(numeric(&a[0])?.rem(numeric(&a[1])?)?))),
     sig("div", &[NUM, NUM], NUM, |a, _| Ok(Datum::Numeric(numeric(&a[0])?.div_trunc(numeric(&a[1])?)?))),
     sig("gcd", &[I4, I4], I4, |a, _| as_int4(gcd(int4(&a[0])? as i64, int4(&a[1])? as i64))),
@@ -225,7 +247,8 @@ pub(super) const FUNCTIONS: &[Sig] = &[
     sig("atanh", &[F8], F8, float_fn!(|x| within(x, x.abs() <= 1.0)?.atanh())),
     sig("sind", &[F8], F8, float_fn!(|x| degrees_exact(x, f64::sin, SIN)?)),
     sig("cosd", &[F8], F8, float_fn!(|x| degrees_exact(x, f64::cos, COS)?)),
-    sig("random", &[], F8, |_, c| Ok(Datum::Float8(((c.random)() >> 11) as f64 / (1u64 << 53) as f64))).volatile(),
+    sig("random", &[], F8, |_, c| Ok(Datum::Float8(((c.random)() >> 11) as f64 / (1u64 << 53) as f64)))
+        .volatile(),
     sig("gen_random_uuid", &[], UUID, |_, c| {
         let mut u = [0; 16];
         u[..8].copy_from_slice(&(c.random)().to_be_bytes());

@@ -246,11 +246,19 @@ pub(super) const OPERATORS: &[Sig] = &[
     sig("~", &[I2], I2, |a, _| Ok(Datum::Int2(!int2(&a[0])?))),
     sig("~", &[I4], I4, |a, _| Ok(Datum::Int4(!int4(&a[0])?))),
     sig("~", &[I8], I8, |a, _| Ok(Datum::Int8(!int8(&a[0])?))),
-    sig("<<", &[I2, I4], I2, |a, _| Ok(Datum::Int2(shift(int2(&a[0])? as i64, int4(&a[1])?, 32, true) as i16))),
-    sig("<<", &[I4, I4], I4, |a, _| Ok(Datum::Int4(shift(int4(&a[0])? as i64, int4(&a[1])?, 32, true) as i32))),
+    sig("<<", &[I2, I4], I2, |a, _| {
+        Ok(Datum::Int2(shift(int2(&a[0])? as i64, int4(&a[1])?, 32, true) as i16))
+    }),
+    sig("<<", &[I4, I4], I4, |a, _| {
+        Ok(Datum::Int4(shift(int4(&a[0])? as i64, int4(&a[1])?, 32, true) as i32))
+    }),
     sig("<<", &[I8, I4], I8, |a, _| Ok(Datum::Int8(shift(int8(&a[0])?, int4(&a[1])?, 64, true)))),
-    sig(">>", &[I2, I4], I2, |a, _| Ok(Datum::Int2(shift(int2(&a[0])? as i64, int4(&a[1])?, 32, false) as i16))),
-    sig(">>", &[I4, I4], I4, |a, _| Ok(Datum::Int4(shift(int4(&a[0])? as i64, int4(&a[1])?, 32, false) as i32))),
+    sig(">>", &[I2, I4], I2, |a, _| {
+        Ok(Datum::Int2(shift(int2(&a[0])? as i64, int4(&a[1])?, 32, false) as i16))
+    }),
+    sig(">>", &[I4, I4], I4, |a, _| {
+        Ok(Datum::Int4(shift(int4(&a[0])? as i64, int4(&a[1])?, 32, false) as i32))
+    }),
     sig(">>", &[I8, I4], I8, |a, _| Ok(Datum::Int8(shift(int8(&a[0])?, int4(&a[1])?, 64, false)))),
 ];
 

@@ -11,17 +11,28 @@ use crate::{Datum, Error, EvalContext, Numeric, Result};
 type Ctx<'a> = EvalContext<'a>;
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 
 /// Longest first where one is a prefix of another.
 const PATTERNS: &[&str] = &[
-    "HH24", "HH12", "HH", "MI", "SSSSS", "SSSS", "SS", "MS", "US", "FF1", "FF2", "FF3", "FF4", "FF5", "FF6", "A.M.",
-    "P.M.", "AM", "PM", "a.m.", "p.m.", "am", "pm", "Y,YYY", "YYYY", "YYY", "YY", "Y", "IYYY", "IYY", "IY", "IW",
-    "IDDD", "ID", "MONTH", "Month", "month", "MON", "Mon", "mon", "MM", "DAY", "Day", "day", "DDD", "DD", "DY", "Dy",
-    "dy", "D", "WW", "W", "Q", "J", "CC", "TZH", "TZM", "TZ", "tz", "OF", "BC", "AD", "bc", "ad",
+    "HH24", "HH12", "HH", "MI", "SSSSS", "SSSS", "SS", "MS", "US", "FF1", "FF2", "FF3", "FF4", "FF5", "FF6",
+    "A.M.", "P.M.", "AM", "PM", "a.m.", "p.m.", "am", "pm", "Y,YYY", "YYYY", "YYY", "YY", "Y", "IYYY", "IYY",
+    "IY", "IW", "IDDD", "ID", "MONTH", "Month", "month", "MON", "Mon", "mon", "MM", "DAY", "Day", "day",
+    "DDD", "DD", "DY", "Dy", "dy", "D", "WW", "W", "Q", "J", "CC", "TZH", "TZM", "TZ", "tz", "OF", "BC",
+    "AD", "bc", "ad",
 ];
 
 fn ordinal(n: i64, upper: bool) -> &'static str {
@@ -75,7 +86,10 @@ fn format_stamp(local: i64, zone: Option<(&TimeZone, i32)>, pattern: &str) -> Re
         });
         let Some(p) = found else {
             let ch = rest.chars().next().unwrap_or(' ');
-            if ch.is_ascii_alphabetic() && rest.len() > 1 && ["RM", "rm", "TM", "SP"].iter().any(|x| rest.starts_with(x)) {
+            if ch.is_ascii_alphabetic()
+                && rest.len() > 1
+                && ["RM", "rm", "TM", "SP"].iter().any(|x| rest.starts_with(x))
+            {
                 return Err(Error::unsupported(format!("to_char pattern \"{}\"", &rest[..2])));
             }
             let ch = if ch == '\\' && rest.len() > 1 { rest[1..].chars().next().unwrap_or(ch) } else { ch };
@@ -135,7 +149,9 @@ fn format_stamp(local: i64, zone: Option<(&TimeZone, i32)>, pattern: &str) -> Re
                 let (zone, east) = match zone {
                     Some(z) => z,
                     None if p.starts_with("TZH") || *p == "OF" || *p == "TZM" => {
-                        return Err(Error::unsupported(format!("to_char pattern \"{p}\" without a time zone")));
+                        return Err(Error::unsupported(format!(
+                            "to_char pattern \"{p}\" without a time zone"
+                        )));
                     }
                     None => continue,
                 };
@@ -250,8 +266,11 @@ fn format_number(n: &Numeric, pattern: &str) -> Result<String> {
     let own_sign = pieces.iter().any(|p| matches!(p, Piece::Sign | Piece::Minus));
     let lead_sign = pieces.first() == Some(&Piece::Sign);
     // The first place that prints a digit: where the number begins, or a 0 in the pattern.
-    let first_zero =
-        pieces[..point].iter().filter(|p| is_digit(p)).position(|p| *p == Piece::Zero).unwrap_or(whole_places);
+    let first_zero = pieces[..point]
+        .iter()
+        .filter(|p| is_digit(p))
+        .position(|p| *p == Piece::Zero)
+        .unwrap_or(whole_places);
     let starts = (whole_places - whole.len().min(whole_places)).min(first_zero);
     let keep_fraction = if fill {
         places
@@ -328,10 +347,14 @@ fn format_number(n: &Numeric, pattern: &str) -> Result<String> {
 pub(super) const FUNCTIONS: &[Sig] = &[
     sig("to_char", &[TS, TEXT], TEXT, stamp_to_char).stable(),
     sig("to_char", &[TZ, TEXT], TEXT, zoned_to_char).stable(),
-    sig("to_char", &[I4, TEXT], TEXT, |a, _| Ok(format_number(&(int4(&a[0])? as i64).into(), text(&a[1])?)?.into()))
+    sig("to_char", &[I4, TEXT], TEXT, |a, _| {
+        Ok(format_number(&(int4(&a[0])? as i64).into(), text(&a[1])?)?.into())
+    })
+    .stable(),
+    sig("to_char", &[I8, TEXT], TEXT, |a, _| Ok(format_number(&int8(&a[0])?.into(), text(&a[1])?)?.into()))
         .stable(),
-    sig("to_char", &[I8, TEXT], TEXT, |a, _| Ok(format_number(&int8(&a[0])?.into(), text(&a[1])?)?.into())).stable(),
-    sig("to_char", &[NUM, TEXT], TEXT, |a, _| Ok(format_number(numeric(&a[0])?, text(&a[1])?)?.into())).stable(),
+    sig("to_char", &[NUM, TEXT], TEXT, |a, _| Ok(format_number(numeric(&a[0])?, text(&a[1])?)?.into()))
+        .stable(),
     sig("to_char", &[F8, TEXT], TEXT, |a, _| {
         Ok(format_number(&Numeric::from_f64(float8(&a[0])?), text(&a[1])?)?.into())
     })

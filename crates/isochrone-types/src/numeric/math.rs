@@ -211,7 +211,11 @@ impl Numeric {
         if !self.is_finite() || !exponent.is_finite() {
             // The doubles know the limits.
             let r = self.to_f64().powf(exponent.to_f64());
-            return Ok(if r.is_infinite() || r == 0.0 || r == 1.0 { Numeric::from_f64(r) } else { Numeric::NAN });
+            return Ok(if r.is_infinite() || r == 0.0 || r == 1.0 {
+                Numeric::from_f64(r)
+            } else {
+                Numeric::NAN
+            });
         }
         if whole && let Some(n) = exponent.to_i64().and_then(|n| i32::try_from(n).ok()) {
             return self.power_int(n, exponent.scale());
