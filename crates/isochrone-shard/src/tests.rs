@@ -1,1 +1,6 @@
-//! Tests.
+//! Tests of the shard against the rules of the commit protocol, by their ids.
+
+mod harness;
+mod mistakes;
+mod random;
+mod rules;
