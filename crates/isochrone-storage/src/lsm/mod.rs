@@ -8,13 +8,13 @@
 //! 1. `published` rises only under the gate, to a number above every finished batch and at most the number of the
 //!    next one. The tree takes numbers from the same counter for its versions, so we never use the tree's own
 //!    "visible" counter: it would rise in the middle of a batch.
-//! 2. The tree keeps a version for every number that somebody reads at: versions are dropped only below the
-//!    watermark, the minimum of all pinned numbers and of `published` as it was before every running `get` that
-//!    began earlier had ended (`readers`).
+//! 2. The tree keeps a version for every number that somebody scans at: versions are dropped only below the
+//!    watermark, the minimum of `published` and of all pinned numbers. Point reads use a [`View`] instead, which
+//!    keeps alive what it shows.
 //! 3. `flushed <= sealed <= written`, in batches.
 //!
-//! Threads: `storage-flush` and `storage-compact`, one each per engine. Lock order: gate, then pins; `readers` is
-//! taken with neither held.
+//! Threads: `storage-flush` and `storage-compact`, one each per engine. Lock order: gate, then the tree's locks, then
+//! view; pins alone.
 //!
 //! Bounds: a flush begins by itself at [`LsmConfig::memtable_bytes`] times 1.5; at 3 times, or with
 //! [`L0_RUNS_MAX`] runs in level 0, writes wait. So memory holds at most 3 + 3 times that (one memtable being
@@ -23,10 +23,11 @@
 //! How it fails: the first error of a flush or compaction is kept and repeated (`Poisoned`); data written after the
 //! last flush stays readable until the engine is closed. A read error is returned to its reader only.
 //!
-//! Missing: the tree syncs its manifest under the lock that every read takes for a moment, so a read can wait for one
-//! fsync when a flush or compaction ends.
+//! Missing: the tree syncs its manifest under a lock that opening a scan takes for a moment, so a scan can wait for
+//! one sync when a flush or compaction ends. Point reads and writes do not.
 
 mod dir;
+mod view;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -39,6 +40,7 @@ use isochrone_base::{Bytes, KeyRange};
 use lsm_tree::config::{BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry, PinningPolicy};
 use lsm_tree::{AbstractTree, AnyTree, Cache, Guard, InternalValue, SequenceNumberCounter, Tree, ValueType};
 
+use self::view::View;
 use crate::{
     ENGINE_KEY_BYTES_MAX, Engine, EngineStats, Error, FlushCallback, Reader, Result, ScanIter, Snapshot,
     WriteBatch,
@@ -91,8 +93,10 @@ struct Shared {
     seq: SequenceNumberCounter,
     /// Readers see everything below it.
     published: AtomicU64,
-    /// Held shared by every `get` for its whole duration (invariant 2).
-    readers: RwLock<()>,
+    /// What point reads look at; exchanged as a whole.
+    view: RwLock<Arc<View>>,
+    /// Held while new tables are put into the view, so that it never goes back to older ones.
+    tables: Mutex<()>,
     /// How often each number is pinned by snapshots and scans.
     pins: Mutex<BTreeMap<u64, usize>>,
     gate: Mutex<Gate>,
@@ -151,22 +155,42 @@ impl Shared {
     /// Below this number nobody reads, now or later.
     fn watermark(&self) -> u64 {
         let published = self.published.load(Ordering::Acquire);
-        // Whoever loaded an older number has ended when this returns.
-        drop(self.readers.write().expect("no panic in a read"));
+        // Who pins after we looked pins a number not below `published`.
         self.pins().keys().next().map_or(published, |oldest| published.min(*oldest))
     }
 
+    fn view(&self) -> Arc<View> {
+        self.view.read().expect("no panic while the view is exchanged").clone()
+    }
+
+    fn change_view(&self, change: impl FnOnce(&View) -> View) {
+        let mut view = self.view.write().expect("no panic while the view is exchanged");
+        *view = Arc::new(change(&view));
+    }
+
     fn pin(self: &Arc<Shared>) -> Arc<Pin> {
-        let mut pins = self.pins();
-        let seqno = self.published.load(Ordering::Acquire);
-        *pins.entry(seqno).or_insert(0) += 1;
-        Arc::new(Pin { shared: self.clone(), seqno })
+        let mut view = self.view();
+        loop {
+            let seqno = {
+                let mut pins = self.pins();
+                let seqno = self.published.load(Ordering::Acquire);
+                *pins.entry(seqno).or_insert(0) += 1;
+                seqno
+            };
+            let pin = Pin { shared: self.clone(), seqno, view };
+            // Still current after the number was taken: then every batch below the number is in the view.
+            view = self.view();
+            if Arc::ptr_eq(&view, &pin.view) {
+                return Arc::new(pin);
+            }
+        }
     }
 }
 
 struct Pin {
     shared: Arc<Shared>,
     seqno: u64,
+    view: Arc<View>,
 }
 
 impl Drop for Pin {
@@ -203,8 +227,7 @@ impl Reader for LsmSnapshot {
         if key.len() > ENGINE_KEY_BYTES_MAX {
             return Ok(None);
         }
-        let value = self.0.shared.tree.get(key, self.0.seqno).map_err(|e| map_error("read", e))?;
-        Ok(value.map(Bytes::from))
+        self.0.view.get(key, self.0.seqno)
     }
 
     fn scan(&self, range: &KeyRange, reverse: bool) -> ScanIter {
@@ -273,11 +296,12 @@ impl LsmEngine {
         seq.fetch_max(first);
         let shared = Arc::new(Shared {
             l0_runs: AtomicU64::new(tree.l0_run_count() as u64),
+            view: RwLock::new(Arc::new(View::of(&tree))),
+            tables: Mutex::new(()),
             tree,
             config,
             published: AtomicU64::new(seq.get()),
             seq,
-            readers: RwLock::new(()),
             pins: Mutex::default(),
             gate: Mutex::new(Gate { compact_wanted: true, ..Gate::default() }),
             flush_work: Condvar::new(),
@@ -313,7 +337,7 @@ impl LsmEngine {
         let shared = &self.shared;
         let res = shared.tree.major_compact(64 << 20, shared.watermark());
         res.map_err(|e| map_error("compact", e))?;
-        worker::publish_and_tidy(shared)
+        worker::publish_and_tidy(shared, false)
     }
 }
 
@@ -348,10 +372,9 @@ impl Reader for LsmEngine {
         if key.len() > ENGINE_KEY_BYTES_MAX {
             return Ok(None);
         }
-        let _reading = self.shared.readers.read().expect("no panic in a read");
-        let seqno = self.shared.published.load(Ordering::Acquire);
-        let value = self.shared.tree.get(key, seqno).map_err(|e| map_error("read", e))?;
-        Ok(value.map(Bytes::from))
+        // In this order: invariant 2 of `view`.
+        let view = self.shared.view();
+        view.get(key, self.shared.published.load(Ordering::Acquire))
     }
 
     fn scan(&self, range: &KeyRange, reverse: bool) -> ScanIter {
@@ -388,7 +411,7 @@ impl Engine for LsmEngine {
         }
         let seqno = shared.seq.next();
         // Rotation needs the gate, so this stays the active memtable for the whole batch.
-        let memtable = shared.tree.active_memtable();
+        let memtable = shared.view().active.clone();
         for (key, value) in batch.into_ops() {
             let item = match value {
                 Some(value) => InternalValue::from_components(key, value, seqno, ValueType::Value),

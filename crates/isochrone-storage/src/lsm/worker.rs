@@ -12,6 +12,7 @@ use lsm_tree::compaction::filter::Context;
 use lsm_tree::compaction::{CompactionFilter, Factory, ItemAccessor, Leveled, Verdict};
 use lsm_tree::{AbstractTree, InternalValue, Tree, ValueType};
 
+use super::view::View;
 use super::{ESTIMATE_ROWS_MAX, Shared, map_error};
 use crate::{ENGINE_KEY_BYTES_MAX, Error, Result};
 
@@ -42,7 +43,10 @@ pub(super) fn flush_loop(shared: &Shared) -> Result<()> {
                 }
                 gate = shared.flush_work.wait(gate).expect("no panic while the gate is held");
             }
-            shared.tree.rotate_memtable();
+            if shared.tree.rotate_memtable().is_some() {
+                let active = shared.tree.active_memtable();
+                shared.change_view(|view| view.rotated(active));
+            }
             gate.sealed = gate.written;
             gate.sealed_bytes = std::mem::take(&mut gate.active_bytes);
             // Writers that waited for room in the active memtable go on now.
@@ -54,7 +58,7 @@ pub(super) fn flush_loop(shared: &Shared) -> Result<()> {
             let lock = shared.tree.get_flush_lock();
             shared.tree.flush(&lock, watermark).map_err(|e| map_error("flush", e))?;
         }
-        publish_and_tidy(shared)?;
+        publish_and_tidy(shared, true)?;
         {
             let mut gate = shared.gate();
             gate.flushed = sealed;
@@ -97,7 +101,7 @@ pub(super) fn compact_loop(shared: &Shared) -> Result<()> {
             if shared.tree.current_version().id() == before {
                 break;
             }
-            publish_and_tidy(shared)?;
+            publish_and_tidy(shared, false)?;
             let mut gate = shared.gate();
             gate.stats.compactions += 1;
             shared.progress.notify_all();
@@ -105,9 +109,14 @@ pub(super) fn compact_loop(shared: &Shared) -> Result<()> {
     }
 }
 
-/// Lets readers use the tree's newest version, and drops the versions (with their memtables and files) that nobody
-/// reads any more.
-pub(super) fn publish_and_tidy(shared: &Shared) -> Result<()> {
+/// Lets readers use the tree's newest version (which holds the sealed memtables, after a flush), and drops the versions
+/// with their memtables and files that nobody reads any more.
+pub(super) fn publish_and_tidy(shared: &Shared, flushed: bool) -> Result<()> {
+    {
+        let _tables = shared.tables.lock().expect("no panic while tables are exchanged");
+        let tables = View::of(&shared.tree);
+        shared.change_view(|view| view.with_tables(&tables, flushed));
+    }
     {
         let _gate = shared.gate();
         // No batch is half written while we hold the gate.
