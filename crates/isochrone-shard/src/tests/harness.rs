@@ -126,6 +126,10 @@ impl World {
     }
 
     pub(super) fn with(config: Config, rings: bool) -> World {
+        World::with_timer(config, |_| if rings { Arc::new(NoWait) } else { Arc::new(Silent) })
+    }
+
+    pub(super) fn with_timer(config: Config, timer: impl FnOnce(Arc<ManualClock>) -> Arc<dyn Timer>) -> World {
         let engine = MemEngine::new();
         let ranges = [(LEFT, KeyRange::new(*b"", *b"m")), (RIGHT, KeyRange::new(*b"m", *b""))];
         Shards::bootstrap(&engine, &ranges).unwrap();
@@ -133,7 +137,7 @@ impl World {
         engine.flush().unwrap();
         let clock = Arc::new(ManualClock::new(1_000_000_000));
         let hlc = Arc::new(Hlc::new(clock.clone(), Timestamp::MIN));
-        let timer: Arc<dyn Timer> = if rings { Arc::new(NoWait) } else { Arc::new(Silent) };
+        let timer = timer(clock.clone());
         let log = Log::default();
         let (shards, client, suspects) = open(&engine, &hlc, &config, &timer, &log);
         let mut w = World { engine, clock, hlc, config, timer, log, shards, client, suspects };

@@ -1,1 +1,569 @@
-//! See below.
+//! Random transactions against two shards, with messages duplicated, late and lost, proposals reordered, refused and lost,
+//! leases changing hands (volatile state gone) and restarts from the last flush. The history is checked for T1 to T11.
+//!
+//! Everything is drawn from the seed; a failure prints it. `SEEDS` runs by default, `ISOCHRONE_SEEDS=n` for more.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
+use std::time::Duration;
+
+use isochrone_base::{Bytes, Key, KeyRange, PieceNo, Timestamp, TxnId};
+use isochrone_clock::Hlc;
+use isochrone_env::fake::ManualClock;
+use isochrone_env::{Clock, SplitMix64, Timer};
+
+use super::harness::*;
+use crate::api::*;
+use crate::{Config, LocalShards};
+
+const SEEDS: u64 = 60;
+const STEPS: usize = 2_500;
+const TRANSACTIONS: u128 = 40;
+const KEYS: [&str; 6] = ["a", "b", "c", "x", "y", "z"];
+
+/// Sleeps until the hand-set clock has moved on; the executor polls everything again and again.
+struct ClockTimer(Arc<ManualClock>);
+impl Timer for ClockTimer {
+    fn sleep(&self, d: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let (clock, due) = (self.0.clone(), self.0.monotonic_ns() + d.as_nanos() as u64);
+        Box::pin(std::future::poll_fn(move |_| match clock.monotonic_ns() >= due {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }))
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Heard {
+    Commit(Timestamp),
+    Abort,
+}
+
+#[derive(Default)]
+struct History {
+    reads: Vec<(TxnId, Key, Timestamp, Option<(Bytes, Timestamp)>)>,
+    scans: Vec<(KeyRange, Timestamp, Vec<(Bytes, Bytes)>)>,
+    validated: Vec<(TxnId, ReadSpan, Timestamp)>,
+    heard: BTreeMap<TxnId, Heard>,
+    pieces: BTreeMap<TxnId, Vec<Piece>>,
+    /// All of V, for T6.
+    v: BTreeMap<TxnId, Vec<ReadSpan>>,
+    records: BTreeMap<(TxnId, PieceNo), Record>,
+    forgotten: BTreeSet<(TxnId, PieceNo)>,
+    resolved: Vec<(bool, Timestamp, usize)>,
+    prepared: BTreeMap<(TxnId, PieceNo), Timestamp>,
+}
+
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+#[derive(Clone)]
+struct Ctx {
+    client: Arc<Mutex<Arc<LocalShards>>>,
+    hlc: Arc<Hlc>,
+    rng: Arc<SplitMix64>,
+    history: Arc<Mutex<History>>,
+    spawned: Arc<Mutex<Vec<Task>>>,
+    crash: bool,
+}
+
+impl Ctx {
+    fn client(&self) -> Arc<LocalShards> {
+        self.client.lock().unwrap().clone()
+    }
+    fn chance(&self, percent: u64) -> bool {
+        self.rng.below(100) < percent
+    }
+    fn history(&self) -> std::sync::MutexGuard<'_, History> {
+        self.history.lock().unwrap()
+    }
+    fn stray(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawned.lock().unwrap().push(Box::pin(task));
+    }
+    /// Lets anything else happen.
+    async fn pause(&self) {
+        let mut n = self.rng.below(4);
+        std::future::poll_fn(move |_| {
+            n = n.saturating_sub(1);
+            if n == 0 { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    async fn prepare(&self, piece: &Piece, one_step: bool) -> Result<Prepared, Error> {
+        if self.chance(30) {
+            let (ctx, piece) = (self.clone(), piece.clone());
+            self.stray(async move {
+                for _ in 0..ctx.rng.below(40) {
+                    ctx.pause().await;
+                }
+                let client = ctx.client();
+                let _ = if one_step { client.commit1(piece).await } else { client.prepare(piece).await };
+            });
+        }
+        let mut last = Error::NotServed(String::new());
+        for _ in 0..3 {
+            let client = self.client();
+            let r = if one_step { client.commit1(piece.clone()).await } else { client.prepare(piece.clone()).await };
+            match r {
+                Err(e @ (Error::NotServed(_) | Error::Ambiguous(_) | Error::Stopped(_))) => last = e,
+                r => return r,
+            }
+            self.pause().await;
+        }
+        Err(last)
+    }
+
+    async fn decide(&self, anchor: &PieceId, d: Decision) -> Option<AnchorReply> {
+        for _ in 0..4 {
+            match self.client().decide(anchor.clone(), d).await {
+                Ok(reply) => return Some(reply),
+                Err(Error::Invalid(why)) => panic!("{why}"),
+                Err(_) => self.pause().await,
+            }
+        }
+        None
+    }
+
+    /// R17, R21, when the anchor has decided.
+    async fn finish(&self, refs: &[PieceRef], anchor: &PieceId, d: Decision) {
+        let mut acks = 0;
+        for r in refs {
+            if self.crash && self.chance(10) {
+                return;
+            }
+            let id = PieceId { txn: anchor.txn, piece: r.piece, key: r.key.clone(), deadline: anchor.deadline };
+            match self.client().resolve(id.clone(), d).await {
+                Ok(()) => acks += 1,
+                Err(Error::Invalid(why)) => panic!("{why}"),
+                Err(Error::Stopped(why)) if why.contains("R17") || why.contains("T1") => panic!("{why}"),
+                Err(_) => {}
+            }
+            if self.chance(20) {
+                let ctx = self.clone();
+                self.stray(async move {
+                    for _ in 0..ctx.rng.below(60) {
+                        ctx.pause().await;
+                    }
+                    let _ = ctx.client().resolve(id, d).await;
+                });
+            }
+        }
+        if acks == refs.len() {
+            let _ = self.client().acked(anchor.clone()).await;
+        }
+    }
+
+    async fn transaction(self, txn: u128) {
+        let txn = TxnId(txn);
+        let client = self.client();
+        let t = self.hlc.now();
+        let who = ReadAs { txn, ts: t, uncertain_to: t };
+        let mut v = Vec::new();
+        for _ in 0..self.rng.below(3) {
+            let key = KEYS[self.rng.below(6) as usize];
+            if self.chance(70) {
+                let Ok(seen) = client.get(who, key.as_bytes()).await else { return };
+                self.history().reads.push((txn, key.into(), t, seen.map(|s| (s.value, s.ts))));
+                v.push(span(key, "", t));
+            } else {
+                let range = if self.chance(50) { KeyRange::new("a", "m") } else { KeyRange::new("m", "zz") };
+                let Ok(page) = client.scan(who, &range, self.chance(50), 100, 10_000).await else { return };
+                assert!(page.rest.is_none());
+                self.history().scans.push((range.clone(), t, page.rows));
+                v.push(ReadSpan { range, seen: t });
+            }
+            self.pause().await;
+        }
+        if self.chance(30) {
+            v.clear();
+        }
+        let mut keys: Vec<&str> = (0..1 + self.rng.below(3)).map(|_| KEYS[self.rng.below(6) as usize]).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let value = txn.to_string();
+        let (left, right): (Vec<&str>, Vec<&str>) = keys.iter().partition(|k| **k < "m");
+        let groups: Vec<Vec<(&str, &str)>> = [left, right]
+            .into_iter()
+            .filter(|g| !g.is_empty())
+            .map(|g| g.into_iter().map(|k| (k, value.as_str())).collect())
+            .collect();
+        let groups: Vec<&[(&str, &str)]> = groups.iter().map(Vec::as_slice).collect();
+        let c = self.hlc.now();
+        let in_w = |s: &ReadSpan| s.range.is_point() && keys.iter().any(|k| k.as_bytes() == s.range.start);
+        let mode = if v.iter().all(in_w) { Mode::AtMax } else { Mode::AtCandidate };
+        let seen = self.chance(50).then_some(t);
+        let mut ps = pieces(txn.0, &groups, seen, c, mode);
+        let anchor = self.rng.below(ps.len() as u64) as PieceNo;
+        let side = |k: &[u8]| k < b"m".as_slice();
+        let mut elsewhere: Vec<ReadSpan> = Vec::new();
+        for s in &v {
+            match ps.iter_mut().find(|p| side(&p.writes[0].key) == side(&s.range.start)) {
+                Some(p) => p.validate.push(s.clone()),
+                None => elsewhere.push(s.clone()),
+            }
+        }
+        for p in &mut ps {
+            p.anchor = anchor;
+            p.deadline = c.plus_micros(200_000);
+            p.validated_elsewhere = !elsewhere.is_empty();
+        }
+        {
+            let mut h = self.history();
+            h.pieces.insert(txn, ps.clone());
+            h.v.insert(txn, v.clone());
+        }
+        if !elsewhere.is_empty() {
+            if client.validate(txn, elsewhere.clone(), c).await.is_err() {
+                self.history().heard.insert(txn, Heard::Abort);
+                return;
+            }
+            self.history().validated.extend(elsewhere.into_iter().map(|s| (txn, s, c)));
+        }
+        let hear = |what| {
+            let old = self.history().heard.insert(txn, what);
+            assert!(old.is_none_or(|o| o == what), "{txn} heard {old:?} and {what:?}");
+        };
+        if ps.len() == 1 {
+            match self.prepare(&ps[0], true).await {
+                Ok(Prepared::Committed(c)) => hear(Heard::Commit(c)),
+                Ok(Prepared::Refused(_)) => hear(Heard::Abort),
+                Ok(Prepared::At(_)) => panic!("commit1 prepared"),
+                Err(Error::Invalid(why)) => panic!("{why}"),
+                _ => {}
+            }
+            return;
+        }
+        let anchor_id = id(&ps[0], anchor);
+        let mut at = Vec::new();
+        let mut refused = false;
+        for p in &ps {
+            if self.crash && self.chance(10) {
+                return;
+            }
+            match self.prepare(p, false).await {
+                Ok(Prepared::At(p)) => at.push(p),
+                Ok(Prepared::Refused(_)) => {
+                    // R12: final.
+                    hear(Heard::Abort);
+                    refused = true;
+                    break;
+                }
+                Err(Error::Invalid(why)) => panic!("{why}"),
+                _ => break,
+            }
+        }
+        let top = at.iter().copied().max().unwrap_or(c);
+        let verdict = if at.len() < ps.len() || refused {
+            Decision::Abort
+        } else if mode == Mode::AtMax || top == c {
+            // R14.
+            hear(Heard::Commit(top));
+            Decision::Commit(top)
+        } else if client.validate(txn, v.clone(), top).await.is_ok() {
+            // R15.
+            self.history().validated.extend(v.iter().cloned().map(|s| (txn, s, top)));
+            Decision::Commit(top)
+        } else {
+            Decision::Abort
+        };
+        if self.crash && self.chance(20) {
+            return;
+        }
+        let Some(reply) = self.decide(&anchor_id, verdict).await else { return };
+        let d = match reply {
+            AnchorReply::Decided(d) => d,
+            _ => return,
+        };
+        hear(match d {
+            Decision::Commit(c) => Heard::Commit(c),
+            Decision::Abort => Heard::Abort,
+        });
+        self.finish(&ps[0].pieces, &anchor_id, d).await;
+    }
+
+    /// R18.
+    async fn recover(self, s: Suspect) {
+        let id = |r: &PieceRef| PieceId { txn: s.txn, piece: r.piece, key: r.key.clone(), deadline: s.deadline };
+        let anchor = id(s.pieces.iter().find(|r| r.piece == s.anchor).unwrap());
+        for _ in 0..3 {
+            let d = match self.client().ask(anchor.clone()).await {
+                Ok(AnchorReply::Decided(d)) => d,
+                Ok(AnchorReply::Gone) => Decision::Abort,
+                Ok(_) => {
+                    let mut at = Vec::new();
+                    let (mut abort, mut again) = (false, false);
+                    for r in &s.pieces {
+                        match self.client().probe(id(r)).await {
+                            Ok(Record::Prepared(p)) => at.push(p),
+                            Ok(Record::Aborted) => abort = true,
+                            Ok(Record::Committed(_)) => again = true,
+                            _ => return,
+                        }
+                    }
+                    if again {
+                        continue;
+                    }
+                    let top = at.iter().copied().max().unwrap_or(s.candidate);
+                    let commit = !abort && (s.mode == Mode::AtMax || top == s.candidate);
+                    let verdict = if commit { Decision::Commit(top) } else { Decision::Abort };
+                    match self.decide(&anchor, verdict).await {
+                        Some(AnchorReply::Decided(d)) => d,
+                        Some(AnchorReply::Gone) => Decision::Abort,
+                        _ => return,
+                    }
+                }
+                Err(_) => return,
+            };
+            return self.finish(&s.pieces, &anchor, d).await;
+        }
+    }
+}
+
+fn observe(w: &World, h: &mut History) {
+    let now: BTreeMap<(TxnId, PieceNo), Record> =
+        w.shards.records(100_000).into_iter().map(|r| ((r.txn, r.piece), r.record)).collect();
+    for (key, record) in &now {
+        let old = h.records.get(key).copied();
+        match (old, record) {
+            (Some(Record::Committed(_) | Record::Aborted), _) => assert_eq!(old, Some(*record), "T9, T10: {key:?}"),
+            (Some(Record::Prepared(p)), Record::Prepared(q)) => assert_eq!(p, *q, "T4: {key:?}"),
+            (Some(Record::Prepared(p)), Record::Committed(c)) => assert!(*c >= p, "T4: {key:?}"),
+            _ => {}
+        }
+        if let Record::Prepared(p) = record {
+            assert!(!h.forgotten.contains(key), "T10: {key:?}");
+            let first = *h.prepared.entry(*key).or_insert(*p);
+            assert_eq!(first, *p, "T4: {key:?}");
+        }
+    }
+    for (key, record) in &h.records {
+        if !now.contains_key(key) {
+            assert!(!matches!(record, Record::Prepared(_)) || w.shards.states().iter().any(|s| s.floor > Timestamp::MIN));
+            h.forgotten.insert(*key);
+        }
+    }
+    h.records = now;
+}
+
+fn count_upto(w: &World, left: bool, ts: Timestamp) -> usize {
+    let keys = KEYS.iter().filter(|k| (**k < "m") == left);
+    keys.flat_map(|k| w.versions(k)).filter(|v| v.0 <= ts).count()
+}
+
+fn check(w: &World, h: &History) {
+    let versions: BTreeMap<&str, Vec<(Timestamp, TxnId)>> = KEYS
+        .iter()
+        .map(|k| {
+            let list = w.versions(k);
+            let list = list.into_iter().map(|(ts, v)| (ts, TxnId(u128::from_str_radix(&v.unwrap(), 16).unwrap())));
+            (*k, list.collect())
+        })
+        .collect();
+    let within = |span: &ReadSpan, txn: TxnId, upto: Timestamp| {
+        KEYS.iter().filter(|k| span.range.contains(k.as_bytes())).any(|k| {
+            versions[k].iter().any(|(ts, who)| *who != txn && *ts > span.seen && *ts <= upto)
+        })
+    };
+    for list in versions.values() {
+        let writers: BTreeSet<TxnId> = list.iter().map(|v| v.1).collect();
+        assert_eq!(writers.len(), list.len(), "T8: applied twice");
+    }
+    let mut committed = 0;
+    for (txn, ps) in &h.pieces {
+        let wrote: Vec<Option<Timestamp>> = ps
+            .iter()
+            .flat_map(|p| &p.writes)
+            .map(|w| {
+                let key = std::str::from_utf8(&w.key).unwrap();
+                versions[key].iter().find(|v| v.1 == *txn).map(|v| v.0)
+            })
+            .collect();
+        assert!(wrote.iter().all(|at| *at == wrote[0]), "T1: {txn} {wrote:?}");
+        match (h.heard.get(txn), wrote[0]) {
+            (Some(Heard::Commit(c)), at) => assert_eq!(at, Some(*c), "T2: {txn}"),
+            (Some(Heard::Abort), at) => assert_eq!(at, None, "T3: {txn}"),
+            (None, _) => {}
+        }
+        if let Some(c) = wrote[0] {
+            committed += 1;
+            for s in &h.v[txn] {
+                assert!(!within(s, *txn, c), "T6: {txn} at {c}, {s:?}");
+            }
+            for w in ps.iter().flat_map(|p| &p.writes) {
+                if let Some(seen) = w.seen {
+                    let s = ReadSpan { range: KeyRange::point(&w.key), seen };
+                    assert!(!within(&s, *txn, c), "T6: {txn} at {c}, written {s:?}");
+                }
+            }
+        }
+    }
+    for (txn, span, ts) in &h.validated {
+        assert!(!within(span, *txn, *ts), "T5: validated by {txn} at {ts}: {span:?}");
+    }
+    for (txn, key, ts, seen) in &h.reads {
+        let key = std::str::from_utf8(key).unwrap();
+        let now = versions[key].iter().find(|v| v.0 <= *ts).map(|v| (v.0, v.1));
+        let then = seen.as_ref().map(|s| {
+            (s.1, TxnId(u128::from_str_radix(std::str::from_utf8(&s.0).unwrap(), 16).unwrap()))
+        });
+        assert_eq!(now, then, "T5: {txn} read {key} at {ts}");
+    }
+    for (range, ts, rows) in &h.scans {
+        let now: BTreeMap<Vec<u8>, String> = KEYS
+            .iter()
+            .filter(|k| range.contains(k.as_bytes()))
+            .filter_map(|k| {
+                let v = versions[k].iter().find(|v| v.0 <= *ts)?;
+                Some((k.as_bytes().to_vec(), v.1.to_string()))
+            })
+            .collect();
+        let then: BTreeMap<Vec<u8>, String> =
+            rows.iter().map(|r| (r.0.to_vec(), String::from_utf8(r.1.to_vec()).unwrap())).collect();
+        assert_eq!(now, then, "T5: scan of {range:?} at {ts}");
+    }
+    for (left, ts, count) in &h.resolved {
+        assert_eq!(count_upto(w, *left, *ts), *count, "T7: below resolved {ts}");
+    }
+    assert!(committed > 3, "only {committed} transactions committed: the run shows nothing");
+}
+
+fn run(seed: u64) -> u64 {
+    let rng = Arc::new(SplitMix64::new(seed));
+    let config = Config {
+        lease_ahead: Duration::from_millis(30),
+        recover_after: Duration::from_millis(50),
+        prepare_wait_max: Duration::from_millis(40),
+        read_wait_max: Duration::from_millis(500),
+        serve_wait_max: Duration::from_millis(20),
+        floor_lag: Duration::from_millis(100),
+        closed_lag: Duration::from_millis(20),
+        close_step: Duration::from_millis(10),
+        ..Config::default()
+    };
+    let mut w = World::with_timer(config, |clock| Arc::new(ClockTimer(clock)));
+    w.hold();
+    let history = Arc::new(Mutex::new(History::default()));
+    let ctx = Ctx {
+        client: Arc::new(Mutex::new(w.client.clone())),
+        hlc: w.hlc.clone(),
+        rng: rng.clone(),
+        history: history.clone(),
+        spawned: Arc::default(),
+        crash: true,
+    };
+    let mut tasks: Vec<Task> = Vec::new();
+    let mut txns = 0u128;
+    for step in 0..STEPS {
+        match rng.below(1000) {
+            0..600 if !tasks.is_empty() => {
+                let i = rng.below(tasks.len() as u64) as usize;
+                if poll(&mut tasks[i]).is_ready() {
+                    drop(tasks.swap_remove(i));
+                }
+            }
+            600..780 => {
+                let n = w.log.state().held.len();
+                if n > 0 {
+                    w.land(rng.below(n as u64) as usize);
+                    observe(&w, &mut history.lock().unwrap());
+                }
+            }
+            780..790 => {
+                let n = w.log.state().held.len();
+                if n > 0 {
+                    w.refuse(rng.below(n as u64) as usize);
+                }
+            }
+            790..797 => {
+                let land: Vec<usize> = (0..w.log.state().held.len()).filter(|_| rng.below(2) == 0).collect();
+                w.new_term(if rng.below(2) == 0 { LEFT } else { RIGHT }, &land);
+            }
+            797..799 => {
+                let land: Vec<usize> = (0..w.log.state().held.len()).filter(|_| rng.below(2) == 0).collect();
+                w.restart(rng.below(2) == 0, &land);
+                *ctx.client.lock().unwrap() = w.client.clone();
+            }
+            799..801 => isochrone_storage::Engine::flush(&w.engine).unwrap(),
+            801..860 => w.clock.advance(Duration::from_micros(rng.below(8_000))),
+            860..900 => {
+                let client = w.client.clone();
+                tasks.push(Box::pin(async move {
+                    let _ = client.tick().await;
+                }));
+            }
+            900..930 => {
+                for s in w.take_suspects() {
+                    tasks.push(Box::pin(ctx.clone().recover(s)));
+                }
+            }
+            930..940 if !tasks.is_empty() => {
+                // A client, a recoverer, or a message on its way is gone.
+                let i = rng.below(tasks.len() as u64) as usize;
+                drop(tasks.swap_remove(i));
+            }
+            940.. if txns < TRANSACTIONS => {
+                txns += 1;
+                tasks.push(Box::pin(ctx.clone().transaction(txns)));
+            }
+            _ => {}
+        }
+        tasks.append(&mut ctx.spawned.lock().unwrap());
+        if step % 40 == 0 {
+            let resolved: Vec<(bool, Timestamp)> =
+                w.shards.states().iter().map(|s| (s.shard == LEFT, s.resolved)).collect();
+            for (left, ts) in resolved {
+                let count = count_upto(&w, left, ts);
+                history.lock().unwrap().resolved.push((left, ts, count));
+            }
+        }
+    }
+    // Faults stop. T11: one recoverer removes every prepare.
+    w.new_term(LEFT, &[]);
+    w.new_term(RIGHT, &[]);
+    w.unhold();
+    for _ in 0..2_000 {
+        w.clock.advance(Duration::from_millis(1));
+        tasks.retain_mut(|t| poll(t).is_pending());
+        tasks.append(&mut ctx.spawned.lock().unwrap());
+    }
+    assert!(tasks.is_empty(), "{} tasks hang", tasks.len());
+    let mut calm = ctx.clone();
+    calm.crash = false;
+    for _ in 0..3 {
+        w.clock.advance(Duration::from_millis(200));
+        now(w.client.tick()).unwrap();
+        for s in w.take_suspects() {
+            now(calm.clone().recover(s));
+        }
+        while let Some(mut t) = { let t = ctx.spawned.lock().unwrap().pop(); t } {
+            while poll(&mut t).is_pending() {}
+        }
+    }
+    let mut h = history.lock().unwrap();
+    observe(&w, &mut h);
+    assert!(w.shards.states().iter().all(|s| s.prepared == 0 && s.inflight == 0), "T11: {:?}", w.shards.states());
+    check(&w, &h);
+    let mut hash = isochrone_base::hash::Fnv64::default();
+    for (shard, log) in &w.log.state().logs {
+        hash.update(&shard.0.to_be_bytes());
+        log.iter().for_each(|e| hash.update(&e.2));
+    }
+    hash.finish()
+}
+
+#[test]
+fn histories_keep_the_invariants() {
+    let seeds = std::env::var("ISOCHRONE_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(SEEDS);
+    for seed in 0..seeds {
+        println!("seed {seed}");
+        run(seed);
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_logs() {
+    assert_eq!(run(7), run(7));
+}
