@@ -541,7 +541,7 @@ mod tests {
             ("max", Type::Date, &["2024-01-02", "2024-03-01"], Some("2024-03-01")),
             ("stddev", Type::Int4, &ints, Some("1.5275252316519467")),
             ("variance", Type::Int4, &ints, Some("2.3333333333333333")),
-            ("stddev_pop", Type::Int4, &ints, Some("1.2472191289246472")),
+            ("stddev_pop", Type::Int4, &ints, Some("1.2472191289246471")),
             ("var_pop", Type::Float8, &["1", "2", "4"], Some("1.5555555555555554")),
             ("avg", Type::Float8, &["1", "2"], Some("1.5")),
             ("bool_and", Type::Bool, &["t", "f", "null"], Some("f")),

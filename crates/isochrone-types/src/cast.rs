@@ -196,7 +196,7 @@ fn cast_number(datum: &Datum, to: Type) -> Result<Option<Datum>> {
         (Datum::Numeric(n), Type::Numeric(m)) => Datum::Numeric(with_modifier(n.clone(), m)?),
         (Datum::Numeric(n), Type::Float8) => {
             let v = n.to_f64();
-            if v.is_infinite() && n.is_finite() {
+            if n.is_finite() && (v.is_infinite() || (v == 0.0 && !n.is_zero())) {
                 return Err(Error::new(
                     SqlState::NUMERIC_VALUE_OUT_OF_RANGE,
                     format!("\"{n}\" is out of range for type double precision"),
@@ -206,7 +206,7 @@ fn cast_number(datum: &Datum, to: Type) -> Result<Option<Datum>> {
         }
         (Datum::Numeric(n), Type::Float4) => Datum::Float4(if n.is_finite() {
             let v: f32 = n.to_string().parse().unwrap_or(f32::NAN);
-            if v.is_infinite() {
+            if v.is_infinite() || (v == 0.0 && !n.is_zero()) {
                 return Err(Error::new(
                     SqlState::NUMERIC_VALUE_OUT_OF_RANGE,
                     format!("\"{n}\" is out of range for type real"),

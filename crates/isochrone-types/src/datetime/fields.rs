@@ -108,11 +108,11 @@ fn infinite_field(unit: &str, positive: bool) -> Option<Numeric> {
 pub(crate) fn extract_timestamp(field: &str, ts: i64, zone: Option<&TimeZone>) -> Result<Option<Numeric>> {
     let name = if zone.is_some() { "timestamp with time zone" } else { "timestamp without time zone" };
     let u = unit(field).ok_or_else(|| not_recognized(field, name))?;
-    if u.starts_with("timezone") && zone.is_none() {
-        return Err(not_supported(field, name));
-    }
     if is_infinite(ts) {
         return Ok(infinite_field(u, ts > 0));
+    }
+    if u.starts_with("timezone") && zone.is_none() {
+        return Err(not_supported(field, name));
     }
     let local = match zone {
         Some(z) => to_local(z, ts)?,
@@ -188,6 +188,15 @@ pub(crate) fn extract_interval(field: &str, v: &Interval) -> Result<Numeric> {
     })
 }
 
+/// What cannot be cut to: fields that are no length of time are not even recognized.
+fn not_truncatable(unit: &str, field: &str, type_name: &str) -> Error {
+    if matches!(unit, "dow" | "isodow" | "doy" | "isoyear" | "epoch" | "julian") {
+        not_recognized(field, type_name)
+    } else {
+        not_supported(field, type_name)
+    }
+}
+
 /// `date_trunc(field, timestamp)` of local time.
 pub(crate) fn trunc_timestamp(field: &str, ts: i64, type_name: &str) -> Result<i64> {
     let u = unit(field).ok_or_else(|| not_recognized(field, type_name))?;
@@ -227,7 +236,7 @@ pub(crate) fn trunc_timestamp(field: &str, ts: i64, type_name: &str) -> Result<i
             };
             return c.to_timestamp();
         }
-        _ => return Err(not_supported(field, type_name)),
+        _ => return Err(not_truncatable(u, field, type_name)),
     };
     Ok(ts - ts.rem_euclid(step))
 }
@@ -260,6 +269,6 @@ pub(crate) fn trunc_interval(field: &str, v: &Interval) -> Result<Interval> {
         "second" => micros(SECOND_MICROS),
         "milliseconds" => micros(1_000),
         "microseconds" => Ok(*v),
-        _ => Err(not_supported(field, "interval")),
+        _ => Err(not_truncatable(u, field, "interval")),
     }
 }

@@ -45,6 +45,16 @@ enum Unit {
     Months(i64),
 }
 
+impl Unit {
+    fn id(self) -> (u8, i64) {
+        match self {
+            Unit::Micros(n) => (0, n),
+            Unit::Days(n) => (1, n),
+            Unit::Months(n) => (2, n),
+        }
+    }
+}
+
 fn unit(word: &str) -> Option<Unit> {
     Some(match word {
         "us" | "usec" | "usecs" | "microsecond" | "microseconds" | "usecond" | "useconds" => Unit::Micros(1),
@@ -161,6 +171,8 @@ fn sum_words(text: &str) -> Option<Sum> {
     let mut sum = Sum::default();
     let mut i = 0;
     let mut any = false;
+    // A unit comes once.
+    let mut seen: Vec<(u8, i64)> = Vec::new();
     while i < tokens.len() {
         let t = tokens[i];
         if t == "ago" && any && i + 1 == tokens.len() {
@@ -180,7 +192,12 @@ fn sum_words(text: &str) -> Option<Sum> {
             let (whole, frac) = decimal(t)?;
             match tokens.get(i + 1) {
                 Some(w) if w.as_bytes()[0].is_ascii_alphabetic() && *w != "ago" => {
-                    sum.add(unit(w)?, whole, frac);
+                    let unit = unit(w)?;
+                    if seen.contains(&unit.id()) {
+                        return None;
+                    }
+                    seen.push(unit.id());
+                    sum.add(unit, whole, frac);
                     i += 1;
                 }
                 // A number before a clock time counts days, otherwise seconds.
@@ -304,6 +321,30 @@ pub(crate) fn justify_days(a: &Interval) -> Result<Interval> {
         months += 1;
     }
     Ok(Interval { months: months.try_into().map_err(|_| interval_out_of_range())?, days, micros: a.micros })
+}
+
+/// Both, with one sign throughout (`justify_interval`).
+pub(crate) fn justify_interval(a: &Interval) -> Result<Interval> {
+    let mut days = a.days as i64 + a.micros / DAY_MICROS;
+    let mut micros = a.micros % DAY_MICROS;
+    let mut months = a.months as i64 + days / 30;
+    days %= 30;
+    if months > 0 && (days < 0 || (days == 0 && micros < 0)) {
+        days += 30;
+        months -= 1;
+    } else if months < 0 && (days > 0 || (days == 0 && micros > 0)) {
+        days -= 30;
+        months += 1;
+    }
+    if days > 0 && micros < 0 {
+        micros += DAY_MICROS;
+        days -= 1;
+    } else if days < 0 && micros > 0 {
+        micros -= DAY_MICROS;
+        days += 1;
+    }
+    let months = months.try_into().map_err(|_| interval_out_of_range())?;
+    Ok(Interval { months, days: days as i32, micros })
 }
 
 /// A local timestamp plus an interval: months first (to the last day of a shorter month), then days, then time.

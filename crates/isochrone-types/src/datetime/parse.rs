@@ -332,6 +332,13 @@ fn scan(text: &str, settings: &Settings) -> Result<Parsed, Fail> {
                 if j < b.len() && matches!(b[j], b'/' | b'_') {
                     j = end(j, &|c| c.is_ascii_alphanumeric() || matches!(c, b'/' | b'_' | b'+' | b'-'));
                 }
+                // Jan-08-1999
+                if j > i && b.get(j) == Some(&b'-') && month_named(&lower[i..j]).is_some() {
+                    let end = end(j, &|c| c.is_ascii_digit() || c == b'-');
+                    f.date_token(&lower[i..end], settings.date_order)?;
+                    i = end;
+                    continue;
+                }
                 let word = &lower[i..j];
                 let today = || -> Result<i64, Fail> {
                     let local = to_local(&settings.time_zone, settings.transaction_time)

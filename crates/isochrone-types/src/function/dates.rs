@@ -339,7 +339,7 @@ pub(super) const FUNCTIONS: &[Sig] = &[
         Ok(Datum::Interval(ival::justify_days(&interval(&a[0])?)?))
     }),
     sig("justify_interval", &[INTERVAL], INTERVAL, |a, _| {
-        Ok(Datum::Interval(ival::justify_days(&ival::justify_hours(&interval(&a[0])?)?)?))
+        Ok(Datum::Interval(ival::justify_interval(&interval(&a[0])?)?))
     }),
     sig("make_date", &[I4, I4, I4], DATE, make_date),
     sig("make_time", &[I4, I4, F8], TIME, |a, _| {

@@ -87,8 +87,6 @@ fn sign(x: f64) -> f64 {
         1.0
     } else if x < 0.0 {
         -1.0
-    } else if x.is_nan() {
-        x
     } else {
         0.0
     }

@@ -218,7 +218,7 @@ impl Numeric {
             });
         }
         if whole && let Some(n) = exponent.to_i64().and_then(|n| i32::try_from(n).ok()) {
-            return self.power_int(n, exponent.scale());
+            return self.power_int(n);
         }
         if self.is_zero() {
             return Ok(Numeric::from_parts(0, SIG_DIGITS_MIN as u16));
@@ -243,7 +243,8 @@ impl Numeric {
         Ok(if negative { r.neg() } else { r })
     }
 
-    fn power_int(&self, n: i32, exponent_scale: u16) -> Result<Numeric> {
+    /// The scale is 16 digits or the base's, as PostgreSQL chooses up to its version 15.
+    fn power_int(&self, n: i32) -> Result<Numeric> {
         let Some((m, s)) = self.big_parts() else { return Ok(Numeric::NAN) };
         let weight = if self.is_zero() {
             0.0
@@ -255,10 +256,10 @@ impl Numeric {
         if weight > WEIGHT_DIGITS_MAX as f64 {
             return Err(overflow());
         }
-        if weight + 1.0 < -DISPLAY_SCALE_MAX as f64 {
-            return Ok(Numeric::from_parts(0, DISPLAY_SCALE_MAX as u16));
+        let rscale = clamp_scale(SIG_DIGITS_MIN, self.scale());
+        if weight + 1.0 < -(rscale as f64) {
+            return Ok(Numeric::from_parts(0, rscale));
         }
-        let rscale = clamp_scale(SIG_DIGITS_MIN - weight as i64, self.scale().max(exponent_scale));
         // Powers of a truncated mantissa: enough digits for the result and the errors of every multiplication.
         let keep = (weight.abs() as i64 + rscale as i64 + GUARD as i64 + 24) as u64;
         let keep_bits = keep * 10 / 3 + 64;
