@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
+pub use isochrone_sql::face::ScriptSink;
 use isochrone_sql::face::{Notice, Outcome, OutputColumn, RowSink, TxnStatus};
 use isochrone_types::settings::Settings;
 use isochrone_types::{Datum, Error, Type};
@@ -31,12 +32,6 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Opens a session. An error is sent to the client as FATAL.
     fn connect(&self, client: &ClientInfo) -> impl Future<Output = Result<Self::Session, Error>> + Send;
-}
-
-/// Receives the results of a statement of a script: rows are preceded by their columns.
-pub trait ScriptSink: RowSink {
-    /// The result has rows, with these columns. Called before the first row, and also if there is none.
-    fn columns(&mut self, columns: &[OutputColumn]) -> Result<(), Error>;
 }
 
 /// A session of the query layer.
@@ -79,11 +74,14 @@ pub trait Session: Send + 'static {
         statement: &Self::Statement,
         parameters: Vec<Datum>,
     ) -> impl Future<Output = Result<Self::Portal, Error>> + Send;
-    /// Runs a portal until it is complete or has given `rows_max` rows (0: no limit).
+    /// Runs a portal until it is complete or has given `rows_max` rows (0: no limit). `last`: Sync follows, so that an
+    /// implicit transaction can be committed before this returns, and retried; the loop does not know it when Sync
+    /// has not arrived yet.
     fn execute(
         &mut self,
         portal: &mut Self::Portal,
         rows_max: usize,
+        last: bool,
         sink: &mut dyn RowSink,
     ) -> impl Future<Output = Result<Outcome, Error>> + Send;
     /// Sync: the implicit transaction of a pipeline ends. After an error it is rolled back.

@@ -331,12 +331,13 @@ impl<W: AsyncWrite + Unpin + Send, S: Session> Connection<W, S> {
         }
         let portal = self.names.portal(name)?;
         let session = &mut self.session;
+        let last = link.input.sync_follows();
         let settings = session.settings().clone();
         let (outcome, copying) = self
             .out
             .drive(async |out| {
                 let mut sink = WireSink::new(out, &portal.statement.types, &portal.formats, &settings);
-                let outcome = session.execute(&mut portal.inner, rows_max, &mut sink).await;
+                let outcome = session.execute(&mut portal.inner, rows_max, last, &mut sink).await;
                 (outcome, sink.copying)
             })
             .await?;

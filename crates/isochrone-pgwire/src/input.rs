@@ -59,6 +59,11 @@ impl<R: AsyncRead + Unpin> Input<R> {
         &self.buf[self.pos..]
     }
 
+    /// Is the next frame a Sync that has arrived?
+    pub(crate) fn sync_follows(&self) -> bool {
+        self.rest().starts_with(b"S\0\0\0\x04")
+    }
+
     /// Takes `n` bytes, of those that [`Input::rest`] shows.
     pub(crate) fn consume(&mut self, n: usize) {
         self.pos += n;

@@ -116,6 +116,7 @@ async fn one_read_and_one_write_per_round_trip() {
     let (reads, writes) = c.ask(&query("rows 100000"), 1).await;
     assert_eq!(reads, 1);
     assert!((20..60).contains(&writes), "{writes} writes");
+    println!("a connection's task: {} bytes", c.task_bytes);
     assert!(c.task_bytes < 6 << 10, "a connection's task has {} bytes", c.task_bytes);
 }
 

@@ -427,3 +427,14 @@ async fn deallocate_reaches_statements_of_the_protocol() {
     c.ask(&query("begin; fail")).await;
     assert!(c.ask(&query("deallocate a")).await[0].starts_with("E ERROR 25P02"));
 }
+
+#[tokio::test]
+async fn a_session_knows_that_sync_follows() {
+    let server = start(Config::default()).await;
+    let mut c = server.client().await;
+    let run = [bind("", "s", &[], &[], &[]), execute("", 0)].concat();
+    let pipeline = [parse("s", "last", &[]), run.clone(), run.clone(), sync()].concat();
+    assert_eq!(c.ask(&pipeline).await, ["1", "2", "C LAST false", "2", "C LAST true", "Z I"]);
+    c.send(&[run, framed(b'H', b"")].concat()).await;
+    assert_eq!([c.line().await, c.line().await], ["2", "C LAST false"]);
+}

@@ -95,7 +95,7 @@ fn statement(text: &str, oids: &[u32]) -> Result<FakeStatement, Error> {
             Some(parameters.iter().map(|t| column("p", *t)).collect())
         }
         "" | "begin" | "commit" | "copyin" | "copyout" | "notice" | "set" | "wait" | "gate" | "panic"
-        | "fail" | "failsync" | "deallocate" | "discard" => None,
+        | "fail" | "failsync" | "deallocate" | "discard" | "last" => None,
         _ => {
             let e = Error::syntax(format!("syntax error at or near \"{verb}\"")).with_position(1);
             return Err(e.with_detail(argument));
@@ -251,8 +251,12 @@ impl Session for FakeSession {
         &mut self,
         portal: &mut FakePortal,
         rows_max: usize,
+        last: bool,
         sink: &mut dyn RowSink,
     ) -> Result<Outcome, Error> {
+        if portal.text == "last" {
+            return Ok(Outcome::Complete(format!("LAST {last}")));
+        }
         self.run(portal, rows_max, sink).await
     }
     async fn sync(&mut self) -> Result<(), Error> {
