@@ -12,7 +12,9 @@ pub mod datadir;
 pub mod http;
 mod machine;
 pub mod node;
+pub mod running;
 mod services;
 
 pub use config::{NodeConfig, ServerConfig, Storage};
 pub use node::{Assembled, Node};
+pub use running::Running;
