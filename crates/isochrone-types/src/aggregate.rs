@@ -131,17 +131,18 @@ fn one_argument(name: &str, t: Type) -> Option<(Type, Kind, Type)> {
         ("sum", Type::Numeric(_)) => (numeric, SumNumeric, numeric),
         ("sum", Type::Float4) => (base, SumFloat4, base),
         ("sum", Type::Float8) => (base, SumFloat8, base),
-        ("sum", Type::Interval) => (base, SumInterval, base),
+        ("sum", Type::Interval | Type::Time) => (Type::Interval, SumInterval, Type::Interval),
         ("avg", Type::Int2 | Type::Int4 | Type::Int8) => (base, AvgInt, numeric),
         ("avg", Type::Numeric(_)) => (numeric, AvgNumeric, numeric),
         ("avg", Type::Float4 | Type::Float8) => (Type::Float8, AvgFloat, Type::Float8),
-        ("avg", Type::Interval) => (base, AvgInterval, base),
+        ("avg", Type::Interval | Type::Time) => (Type::Interval, AvgInterval, Type::Interval),
         // There is no min or max of boolean, uuid or bytea in PostgreSQL.
         ("min" | "max", Type::Bool | Type::Uuid | Type::Bytea | Type::Void) => return None,
         ("min" | "max", _) => {
             // Kept with its modifier: the result is one of the values.
             let t = match base {
-                Type::Unknown | Type::Varchar(_) | Type::Name => Type::Text,
+                Type::Unknown | Type::Varchar(_) | Type::Name | Type::InternalChar => Type::Text,
+                Type::Regclass | Type::Regtype | Type::Regproc => Type::Oid,
                 _ => t,
             };
             (t, if name == "min" { Min } else { Max }, t.base())
@@ -181,7 +182,8 @@ pub fn aggregate(name: &str, args: &[Type]) -> Result<Option<AggregateSpec>> {
         }
         [a, b] if *name == "string_agg" => {
             let text = |t: &Type| cast::can_cast(t, &Type::Text, CastContext::Implicit);
-            if *a == Type::Bytea {
+            let bytes = |t: &Type| matches!(t, Type::Bytea | Type::Unknown);
+            if bytes(a) && bytes(b) && (*a == Type::Bytea || *b == Type::Bytea) {
                 Some((vec![Type::Bytea, Type::Bytea], Kind::BytesAgg, Type::Bytea))
             } else {
                 (text(a) && text(b)).then(|| (vec![Type::Text, Type::Text], Kind::StringAgg, Type::Text))

@@ -105,9 +105,9 @@ pub fn is_immutable(from: &Type, to: &Type) -> bool {
     }
     // Reading and writing of dates look at the settings; so does anything between timestamptz and local time.
     let by_text = from.is_string() || to.is_string() || *from == Type::Unknown;
-    !(zoned(*from) || zoned(*to))
-        && !(by_text
-            && [*from, *to].iter().any(|t| t.element().unwrap_or(*t).category() == Category::DateTime))
+    let is_date = |t: &Type| t.element().unwrap_or(*t).category() == Category::DateTime;
+    let looks_at_settings = zoned(*from) || zoned(*to) || (by_text && (is_date(from) || is_date(to)));
+    !looks_at_settings
 }
 
 /// Cuts a name to 63 bytes, at a character.

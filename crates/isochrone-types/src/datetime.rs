@@ -23,11 +23,11 @@ pub const DAY_MICROS: i64 = 86_400_000_000;
 pub const SECOND_MICROS: i64 = 1_000_000;
 /// Seconds from 1970-01-01 to 2000-01-01.
 pub const EPOCH_SECONDS: i64 = 946_684_800;
-/// The first date: 4713-11-24 BC.
+/// The first date: 4714-11-24 BC, Julian day 0.
 pub const DATE_MIN: i32 = -2_451_545;
 /// The last date: 5874897-12-31.
 pub const DATE_MAX: i32 = 2_145_031_948;
-/// The first timestamp: 4713-11-24 BC.
+/// The first timestamp: 4714-11-24 BC.
 pub const TIMESTAMP_MIN: i64 = -211_813_488_000_000_000;
 /// The end of timestamps, exclusive: 294277-01-01.
 pub const TIMESTAMP_END: i64 = 9_223_371_331_200_000_000;

@@ -347,7 +347,7 @@ impl Eq for Datum {}
 
 impl PartialOrd for Datum {
     fn partial_cmp(&self, other: &Datum) -> Option<Ordering> {
-        Some(compare(self, other))
+        Some(self.cmp(other))
     }
 }
 

@@ -109,7 +109,7 @@ fn fits(from: Type, p: P) -> bool {
         P::T(t) => cast::can_cast(&from, &t, CastContext::Implicit),
         P::Any => true,
         P::NonArray => !matches!(from, Type::Array(_)),
-        P::Element => !matches!(from, Type::Array(_) | Type::Unknown),
+        P::Element => !matches!(from, Type::Array(_)),
         P::Array => matches!(from, Type::Array(_)) || from == Type::Unknown,
     }
 }
@@ -125,23 +125,15 @@ fn preferred(from: Type, p: P) -> bool {
 
 /// The element type that the arrays and elements of a polymorphic call agree on.
 fn element_of(sig: &Sig, args: &[Type]) -> Option<Type> {
-    let mut found: Option<Type> = None;
+    let mut elements = Vec::new();
     for (i, a) in args.iter().enumerate() {
-        let e = match (sig.arg(i), *a) {
-            (P::Array, Type::Array(e)) => *e,
-            (P::Element, t) => t.base(),
-            _ => continue,
-        };
-        match found {
-            None => found = Some(e),
-            Some(f) if f == e => {}
-            // An element that casts to the arrays' element type.
-            Some(f) if cast::can_cast(&e, &f, CastContext::Implicit) => {}
-            Some(f) if cast::can_cast(&f, &e, CastContext::Implicit) => found = Some(e),
-            Some(_) => return None,
+        match (sig.arg(i), *a) {
+            (P::Array, Type::Array(e)) => elements.push(*e),
+            (P::Element, t) if t != Type::Unknown => elements.push(t.base()),
+            _ => {}
         }
     }
-    found
+    if elements.is_empty() { None } else { cast::common_type(&elements, "ARRAY").ok() }
 }
 
 fn finish(sig: &Sig, args: &[Type]) -> Option<ResolvedFunction> {

@@ -54,16 +54,9 @@ fn is_day_name(word: &str) -> bool {
 pub(crate) fn abbreviation(word: &str) -> Option<i32> {
     let quarters = match word {
         "z" | "utc" | "gmt" | "zulu" | "uct" | "wet" => 0,
-        "est" => -20,
+        "est" | "cdt" => -20,
         "edt" | "ast" => -16,
-        "cst" | "mdt" => {
-            if word == "cst" {
-                -24
-            } else {
-                -24
-            }
-        }
-        "cdt" => -20,
+        "cst" | "mdt" => -24,
         "mst" | "pdt" => -28,
         "pst" | "akdt" => -32,
         "akst" => -36,
@@ -292,8 +285,7 @@ fn scan(text: &str, settings: &Settings) -> Result<Parsed, Fail> {
                         j
                     }
                     Some(sep @ (b'-' | b'/' | b'.'))
-                        if !f.has_date()
-                            && !(after_t && sep == b'.')
+                        if !(f.has_date() || after_t && sep == b'.')
                             && b.get(digits + 1).is_some_and(u8::is_ascii_alphanumeric) =>
                     {
                         // Three fields, each all digits or all letters.

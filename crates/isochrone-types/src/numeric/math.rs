@@ -21,7 +21,7 @@ fn exp_fixed(x: &BigInt, p: u32) -> BigInt {
     let mut y = x.clone();
     let small = &one / 64;
     while y.abs() > small {
-        y = y / 2;
+        y /= 2;
         halvings += 1;
     }
     let mut sum = one.clone();
