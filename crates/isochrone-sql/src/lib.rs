@@ -7,6 +7,11 @@
 //! The parser's tree (`sqlparser`) stops in this crate.
 #![forbid(unsafe_code)]
 
+pub mod bind;
 pub mod descriptor;
+pub mod exec;
 pub mod face;
+pub mod parse;
+pub mod plan;
 pub mod relation;
+pub mod rows;
