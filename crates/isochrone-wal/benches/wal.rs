@@ -129,6 +129,7 @@ fn main() {
             continue; // warm-up
         }
         let (r, o) = (median(raws), median(ones));
+        println!("round {round}: raw {r:.0} us, one {o:.0} us ({alone_per_s:.0}/s), many {per_s:.0}/s");
         group.push((after.records - before.records) as f64 / (after.syncs - before.syncs) as f64);
         raw_us.push(r);
         one_us.push(o);

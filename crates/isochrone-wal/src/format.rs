@@ -209,9 +209,11 @@ pub(crate) enum NoBatch {
     Bad(&'static str),
 }
 
-/// A cheap first look: is the magic there?
-pub(crate) fn may_begin_batch(segment: &[u8], offset: u64) -> bool {
-    segment.get(offset as usize..).is_some_and(|b| b.starts_with(&BATCH_MAGIC))
+/// The next place, from the aligned `offset` on, where a batch might begin: its magic is there.
+pub(crate) fn next_magic(segment: &[u8], offset: u64) -> Option<u64> {
+    let rest = segment.get(usize::try_from(offset).ok()?..)?;
+    let at = rest.chunks_exact(ALIGN as usize).position(|c| c[..4] == BATCH_MAGIC)?;
+    Some(offset + at as u64 * ALIGN)
 }
 
 /// The batch at `offset` of a segment, if there is a whole one.

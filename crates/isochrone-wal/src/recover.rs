@@ -170,15 +170,13 @@ fn read_image(
 /// The first whole batch of this generation at or behind `from`. Payloads of whole batches are not searched.
 fn resync(bytes: &[u8], generation: u64, from: u64) -> Option<(u64, BatchHeader)> {
     let mut at = format::align(from);
-    while at + BATCH_HEADER_BYTES as u64 <= bytes.len() as u64 {
-        if format::may_begin_batch(bytes, at)
-            && let Ok(h) = format::batch_at(bytes, generation, at)
-        {
+    loop {
+        at = format::next_magic(bytes, at)?;
+        if let Ok(h) = format::batch_at(bytes, generation, at) {
             return Some((at, h));
         }
         at += format::ALIGN;
     }
-    None
 }
 
 /// A batch that belongs to the log.

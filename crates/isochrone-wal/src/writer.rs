@@ -4,7 +4,10 @@
 //! for its batch ([`LogWriter::append_durable`]) leads itself, which saves two thread switches; what queued up
 //! meanwhile, and batches with a callback ([`LogWriter::submit`]), are led by the log's own thread.
 //!
-//!     queue of group n+1 │ leader: append, sync group n │ readers, waiters, callbacks see group n
+//!     queue of group n+1 │ leader: append, sync group n │ readers, callbacks, waiters see group n
+//!
+//! The leader wakes one of the threads that wait, and that one wakes the others: the next group is on its way to the
+//! disk meanwhile.
 //!
 //! * The queue is bounded by [`QUEUE_BATCHES_MAX`] and [`QUEUE_BYTES_MAX`]: at the bound, callers block.
 //! * Callbacks run one after the other, in the order of submission, on the leading thread: they must be short, must
@@ -13,7 +16,7 @@
 //!   retried.
 //! * A batch that the log refuses ([`Error::is_refusal`]) fails alone.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 use crate::metrics::Stats;
@@ -24,33 +27,64 @@ pub const QUEUE_BATCHES_MAX: usize = 4096;
 /// Most bytes that wait, one batch more at most; further callers block.
 pub const QUEUE_BYTES_MAX: usize = 64 << 20;
 
+type Outcome = Result<(), Arc<Error>>;
 /// Called once, when the batch is durable or never will be.
-pub type OnDurable = Box<dyn FnOnce(Result<(), Arc<Error>>) + Send>;
+pub type OnDurable = Box<dyn FnOnce(Outcome) + Send>;
 
-/// Where the log's refusal of one batch is left for the ticket's holder.
-type Refusal = Arc<OnceLock<Arc<Error>>>;
+/// What the threads of one group wait for.
+#[derive(Default)]
+struct Group {
+    state: Mutex<GroupState>,
+    finished: Condvar,
+}
 
-enum Done {
-    Callback(OnDurable),
-    /// A thread waits on its group's condition, or will.
-    Ticket(Refusal),
+#[derive(Default)]
+struct GroupState {
+    outcome: Option<Outcome>,
+    /// Batches that the log refused, by their place: each fails alone.
+    refused: Vec<(usize, Arc<Error>)>,
+    /// One thread has woken the others.
+    all_woken: bool,
+}
+
+impl Group {
+    fn finish(&self, outcome: Outcome, refused: Vec<(usize, Arc<Error>)>) {
+        let mut state = self.state.lock().expect(UNPOISONED);
+        if state.outcome.is_none() {
+            state.outcome = Some(outcome);
+            state.refused = refused;
+        }
+        drop(state);
+        self.finished.notify_one();
+    }
+
+    fn wait(&self, place: usize) -> Outcome {
+        let state = self.state.lock().expect(UNPOISONED);
+        let mut state = self.finished.wait_while(state, |s| s.outcome.is_none()).expect(UNPOISONED);
+        let first = !std::mem::replace(&mut state.all_woken, true);
+        let refused = state.refused.iter().find(|r| r.0 == place).map(|r| Err(r.1.clone()));
+        let outcome = refused.or_else(|| state.outcome.clone());
+        drop(state);
+        if first {
+            self.finished.notify_all();
+        }
+        outcome.expect("waited for it")
+    }
 }
 
 #[derive(Default)]
 struct Queue {
     batches: Vec<Batch>,
-    /// Beside each batch: who wants to know.
-    done: Vec<Done>,
+    /// By place among the batches. The other batches are those of waiting threads.
+    callbacks: Vec<(usize, OnDurable)>,
+    /// The group that is being collected.
+    group: Arc<Group>,
     bytes: usize,
-    /// The number of the group that is being collected.
-    group: u64,
-    /// Somebody appends and syncs, or has been told to.
+    /// Somebody appends and syncs.
     leading: bool,
     closed: bool,
-    /// The first group that failed, and why: it and all later ones get this error.
-    failed: Option<(u64, Arc<Error>)>,
-    /// The last group that is finished, well or not.
-    finished: Option<u64>,
+    /// The first failure: later batches get it too.
+    failed: Option<Arc<Error>>,
 }
 
 struct Inner {
@@ -59,8 +93,6 @@ struct Inner {
     work: Condvar,
     /// Callers wait here for room in the queue.
     room: Condvar,
-    /// Waiting threads of even and odd groups: one wake-up reaches exactly the group that is finished.
-    done: [Condvar; 2],
     /// Held by the leader only.
     log: Mutex<Log>,
     reader: LogReader,
@@ -75,29 +107,22 @@ pub struct LogWriter {
 /// Starts the log's thread.
 pub fn spawn(log: Log) -> std::io::Result<LogWriter> {
     let reader = log.reader();
-    let inner = Arc::new(Inner {
-        queue: Mutex::default(),
-        work: Condvar::new(),
-        room: Condvar::new(),
-        done: [Condvar::new(), Condvar::new()],
-        log: Mutex::new(log),
-        reader,
-    });
+    let (work, room) = (Condvar::new(), Condvar::new());
+    let inner = Arc::new(Inner { queue: Mutex::default(), work, room, log: Mutex::new(log), reader });
     let of_thread = inner.clone();
     let thread = std::thread::Builder::new().name("wal".into()).spawn(move || of_thread.run())?;
     Ok(LogWriter { inner, thread: Mutex::new(Some(thread)) })
 }
 
 impl LogWriter {
-    /// Hands in a batch; returns once it is queued. `on_durable` is called in any case, also after a
-    /// failure or shutdown (and dropped unused only if another callback panicked).
+    /// Hands in a batch; returns once it is queued. `on_durable` is called in any case, also after a failure or
+    /// shutdown (and dropped unused only if another callback panicked).
     pub fn submit(&self, batch: Batch, on_durable: OnDurable) {
         match self.inner.enter() {
             Ok(mut q) => {
-                q.push(batch, Done::Callback(on_durable));
-                if !q.leading {
-                    self.inner.work.notify_one();
-                }
+                let place = q.push(batch);
+                q.callbacks.push((place, on_durable));
+                self.inner.call_for_leader(q);
             }
             Err(e) => on_durable(Err(e)),
         }
@@ -113,9 +138,7 @@ impl LogWriter {
     /// For callers that fix an order under a lock of their own, and do not want to hold it while the disk works.
     pub fn enqueue(&self, batch: Batch) -> Result<Ticket<'_>, Arc<Error>> {
         let (q, ticket) = self.inner.queue_up(batch)?;
-        if !q.leading {
-            self.inner.work.notify_one();
-        }
+        self.inner.call_for_leader(q);
         Ok(ticket)
     }
 
@@ -131,7 +154,7 @@ impl LogWriter {
 
     /// The failure that stopped the log, if any.
     pub fn failed(&self) -> Option<Arc<Error>> {
-        self.inner.lock().failed.as_ref().map(|(_, e)| e.clone())
+        self.inner.lock().failed.clone()
     }
 
     /// Refuses new batches, makes what is queued durable, writes a last durable-end mark, ends the thread. The
@@ -156,51 +179,48 @@ impl Drop for LogWriter {
     }
 }
 
-/// A batch that has its place in the order and is becoming durable.
+/// A batch that has its place in the order and is becoming durable, also if nobody waits for it.
 #[must_use = "the batch is durable only when `wait` says so"]
 pub struct Ticket<'a> {
     inner: &'a Inner,
-    group: u64,
-    refusal: Refusal,
+    group: Arc<Group>,
+    place: usize,
+    /// Somebody led when the batch was queued, and will see to it that somebody leads its group.
+    led: bool,
 }
 
 impl<'a> Ticket<'a> {
     /// Waits until the batch is durable, or never will be.
     pub fn wait(self) -> Result<(), Arc<Error>> {
+        if self.led {
+            return self.group.wait(self.place);
+        }
         let q = self.inner.lock();
         self.wait_with(q)
     }
 
-    fn wait_with(self, mut q: MutexGuard<'a, Queue>) -> Result<(), Arc<Error>> {
-        let Ticket { inner, group, refusal } = self;
-        while q.finished.is_none_or(|f| f < group) {
-            q = if q.leading {
-                inner.done[(group % 2) as usize].wait(q).expect(UNPOISONED)
-            } else {
-                let q = inner.lead(q);
-                if !q.batches.is_empty() {
-                    inner.work.notify_one();
-                }
-                q
-            };
+    fn wait_with(self, q: MutexGuard<'a, Queue>) -> Result<(), Arc<Error>> {
+        if !q.leading && Arc::ptr_eq(&q.group, &self.group) {
+            drop(self.inner.lead(q));
+        } else {
+            drop(q);
         }
-        if let Some(e) = refusal.get() {
-            return Err(e.clone());
-        }
-        match &q.failed {
-            Some((first, e)) if *first <= group => Err(e.clone()),
-            _ => Ok(()),
-        }
+        self.group.wait(self.place)
     }
 }
 
 const UNPOISONED: &str = "no panic while the log's locks are held";
 
 impl Queue {
-    fn push(&mut self, batch: Batch, done: Done) {
+    /// Returns the batch's place in its group.
+    fn push(&mut self, batch: Batch) -> usize {
         self.bytes += batch.bytes();
         self.batches.push(batch);
-        self.done.push(done);
+        self.batches.len() - 1
+    }
+
+    fn is_full(&self) -> bool {
+        self.batches.len() >= QUEUE_BATCHES_MAX || self.bytes >= QUEUE_BYTES_MAX
     }
 }
 
@@ -211,14 +231,10 @@ impl Inner {
 
     /// Waits for room in the queue.
     fn enter(&self) -> Result<MutexGuard<'_, Queue>, Arc<Error>> {
-        let full = |q: &mut Queue| {
-            !q.closed
-                && q.failed.is_none()
-                && (q.batches.len() >= QUEUE_BATCHES_MAX || q.bytes >= QUEUE_BYTES_MAX)
-        };
+        let full = |q: &mut Queue| !q.closed && q.failed.is_none() && q.is_full();
         let q = self.room.wait_while(self.lock(), full).expect(UNPOISONED);
         match &q.failed {
-            Some((_, e)) => Err(e.clone()),
+            Some(e) => Err(e.clone()),
             None if q.closed => Err(Arc::new(Error::Closed)),
             None => Ok(q),
         }
@@ -226,10 +242,18 @@ impl Inner {
 
     fn queue_up(&self, batch: Batch) -> Result<(MutexGuard<'_, Queue>, Ticket<'_>), Arc<Error>> {
         let mut q = self.enter()?;
-        let refusal = Refusal::default();
-        let ticket = Ticket { inner: self, group: q.group, refusal: refusal.clone() };
-        q.push(batch, Done::Ticket(refusal));
+        let place = q.push(batch);
+        let ticket = Ticket { inner: self, group: q.group.clone(), place, led: q.leading };
         Ok((q, ticket))
+    }
+
+    /// Lets the log's own thread lead if nobody does.
+    fn call_for_leader(&self, q: MutexGuard<'_, Queue>) {
+        let needed = !q.leading && (!q.batches.is_empty() || q.closed);
+        drop(q);
+        if needed {
+            self.work.notify_one();
+        }
     }
 
     /// The log's own thread: leads whenever there is work and nobody leads; at the end seals the log.
@@ -252,55 +276,41 @@ impl Inner {
     /// Makes everything queued durable. Nobody leads when this is called, and nobody when it returns.
     fn lead<'a>(&'a self, mut q: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
         q.leading = true;
+        let was_full = q.is_full();
         let batches = std::mem::take(&mut q.batches);
-        let done = std::mem::take(&mut q.done);
-        let was_full = batches.len() >= QUEUE_BATCHES_MAX || q.bytes >= QUEUE_BYTES_MAX;
+        let callbacks = std::mem::take(&mut q.callbacks);
+        let mut guard = StopOnPanic { inner: self, group: std::mem::take(&mut q.group), armed: true };
         q.bytes = 0;
-        let group = q.group;
-        q.group += 1;
         drop(q);
         if was_full {
             self.room.notify_all();
         }
-        let stop = StopOnPanic(self);
         let mut refused = Vec::new();
         let outcome = {
             let mut log = self.log.lock().expect(UNPOISONED);
             append_all(&mut log, &batches, &mut refused).and_then(|()| log.sync()).map_err(first_failure)
         };
-        drop(batches);
-        let mut q = self.lock();
         if let Err(e) = &outcome {
-            q.failed.get_or_insert_with(|| (group, e.clone()));
+            self.lock().failed.get_or_insert(e.clone());
             self.room.notify_all();
         }
-        // Refusals are in their places before anybody learns that the group is finished.
-        let mut refused = refused.into_iter().peekable();
-        let (mut callbacks, mut any_ticket) = (Vec::new(), false);
-        for (place, done) in done.into_iter().enumerate() {
-            let refusal = refused.next_if(|r| r.0 == place).map(|r| r.1);
-            match done {
-                Done::Callback(f) => callbacks.push((f, refusal.map_or_else(|| outcome.clone(), Err))),
-                Done::Ticket(slot) => {
-                    any_ticket = true;
-                    if let Some(e) = refusal {
-                        let _ = slot.set(e);
-                    }
-                }
-            }
+        let callback_outcomes: Vec<(OnDurable, Outcome)> = callbacks
+            .into_iter()
+            .map(|(place, f)| {
+                let refusal = refused.iter().find(|r| r.0 == place);
+                (f, refusal.map_or_else(|| outcome.clone(), |r| Err(r.1.clone())))
+            })
+            .collect();
+        if batches.len() > callback_outcomes.len() {
+            guard.group.finish(outcome, refused);
         }
-        q.finished = Some(group);
-        if any_ticket {
-            self.done[(group % 2) as usize].notify_all();
-        }
-        if !callbacks.is_empty() {
-            drop(q);
-            callbacks.into_iter().for_each(|(f, outcome)| f(outcome));
-            q = self.lock();
-        }
-        std::mem::forget(stop);
+        callback_outcomes.into_iter().for_each(|(f, outcome)| f(outcome));
+        drop(batches);
+        guard.armed = false;
+        let mut q = self.lock();
         q.leading = false;
-        if q.closed {
+        if q.closed || !q.batches.is_empty() {
+            // For the log's own thread; if that is who leads here, it goes on by itself.
             self.work.notify_one();
         }
         q
@@ -330,22 +340,29 @@ fn first_failure(e: Error) -> Arc<Error> {
     }
 }
 
-/// A panicking callback, or a broken invariant, must not leave callers waiting for ever.
-struct StopOnPanic<'a>(&'a Inner);
+/// A panicking callback, or a broken invariant, must not leave anybody waiting for ever.
+struct StopOnPanic<'a> {
+    inner: &'a Inner,
+    group: Arc<Group>,
+    armed: bool,
+}
 
 impl Drop for StopOnPanic<'_> {
     fn drop(&mut self) {
-        if let Ok(mut q) = self.0.queue.lock() {
-            let first = q.finished.map_or(0, |f| f + 1);
-            q.failed.get_or_insert((first, Arc::new(Error::Closed)));
-            q.finished = Some(u64::MAX);
+        if !self.armed {
+            return;
+        }
+        let mut groups = vec![std::mem::take(&mut self.group)];
+        if let Ok(mut q) = self.inner.queue.lock() {
+            q.failed.get_or_insert(Arc::new(Error::Closed));
             q.closed = true;
             q.leading = false;
             q.batches.clear();
-            q.done.clear();
+            q.callbacks.clear();
+            groups.push(std::mem::take(&mut q.group));
         }
-        self.0.done.iter().for_each(Condvar::notify_all);
-        self.0.room.notify_all();
-        self.0.work.notify_all();
+        groups.iter().for_each(|g| g.finish(Err(Arc::new(Error::Closed)), Vec::new()));
+        self.inner.room.notify_all();
+        self.inner.work.notify_all();
     }
 }

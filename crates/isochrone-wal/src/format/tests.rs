@@ -23,7 +23,7 @@ proptest! {
     fn garbage_never_panics(b in prop::collection::vec(any::<u8>(), 0..200), offset in 0..300u64) {
         let _ = SegmentHeader::decode(&b);
         let _ = batch_at(&b, 1, offset);
-        let _ = may_begin_batch(&b, offset);
+        let _ = next_magic(&b, offset);
         let _ = get_record(&b.into(), Position::default());
     }
 
@@ -65,6 +65,7 @@ proptest! {
         prop_assert_eq!(batch_at(&segment, generation, 64), Ok(header));
         prop_assert_eq!(batch_at(&segment, generation, 0), Err(NoBatch::Blank));
         prop_assert!(batch_at(&segment, generation ^ 1, 64).is_err());
+        prop_assert_eq!(next_magic(&segment, 0), Some(64));
         let moved: Vec<u8> = segment[64..].to_vec();
         prop_assert!(batch_at(&moved, generation, 0).is_err());
     }

@@ -60,12 +60,14 @@ fn run(steps: &[Step]) {
         match step {
             Step::Append(ops) => {
                 let (mut batch, mut model) = (Batch::new(), versions.last().unwrap().clone());
+                let mut prefixes = Vec::new();
                 for op in ops {
                     model.run(op, &mut batch);
-                    if batch.bytes() > config().batch_bytes_max {
-                        // Cut at record boundaries: any prefix may survive.
-                        versions.push(model.clone());
-                    }
+                    prefixes.push(model.clone());
+                }
+                if batch.bytes() > config().batch_bytes_max {
+                    // Cut at record boundaries: any prefix may survive.
+                    versions.append(&mut prefixes);
                 }
                 log.append(&[batch]).unwrap();
                 versions.push(model);

@@ -114,10 +114,27 @@ fn tickets() {
 #[test]
 fn a_panicking_callback() {
     let disk = MemDisk::new();
-    let writer = writer::spawn(open(&disk, config()).unwrap().0).unwrap();
-    writer.submit(batch(1, 1), Box::new(|_| panic!("on purpose")));
-    // Only the log's own thread can lead here.
-    assert!(matches!(writer.shutdown().unwrap_err(), Error::Closed));
+    let writer = &writer::spawn(open(&disk, config()).unwrap().0).unwrap();
+    let held = &std::sync::Barrier::new(2);
+    std::thread::scope(|s| {
+        // Threads wait before and behind the panicking callback, in its group and in the next.
+        let survive = |f: &dyn Fn()| drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)));
+        s.spawn(move || {
+            survive(&|| {
+                let first = writer.enqueue(batch(1, 1)).unwrap();
+                writer.submit(batch(1, 2), Box::new(|_| panic!("on purpose")));
+                let second = writer.enqueue(batch(1, 3));
+                first.wait().ok();
+                second.and_then(|t| t.wait()).ok();
+            });
+            held.wait();
+        });
+        for i in 4..9 {
+            s.spawn(move || survive(&|| drop(writer.append_durable(batch(1, i)))));
+        }
+        held.wait();
+    });
+    let _ = writer.shutdown();
     assert!(matches!(&*writer.append_durable(batch(1, 2)).unwrap_err(), Error::Closed));
     assert!(writer.failed().is_some());
 }
