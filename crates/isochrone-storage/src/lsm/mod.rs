@@ -164,8 +164,12 @@ impl Shared {
     }
 
     fn change_view(&self, change: impl FnOnce(&View) -> View) {
-        let mut view = self.view.write().expect("no panic while the view is exchanged");
-        *view = Arc::new(change(&view));
+        let _old = {
+            let mut view = self.view.write().expect("no panic while the view is exchanged");
+            let new = Arc::new(change(&view));
+            std::mem::replace(&mut *view, new)
+        };
+        // Dropped here, after the lock: it may hold the last reference to much.
     }
 
     fn pin(self: &Arc<Shared>) -> Arc<Pin> {

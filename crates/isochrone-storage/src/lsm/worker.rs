@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use isochrone_base::KeyRange;
 use lsm_tree::compaction::filter::Context;
 use lsm_tree::compaction::{CompactionFilter, Factory, ItemAccessor, Leveled, Verdict};
-use lsm_tree::{AbstractTree, InternalValue, Tree, ValueType};
+use lsm_tree::{AbstractTree, InternalValue, Memtable, Tree, ValueType};
 
 use super::view::View;
 use super::{ESTIMATE_ROWS_MAX, Shared, map_error};
@@ -31,7 +31,11 @@ pub(super) fn guarded(shared: &Shared, name: &'static str, body: fn(&Shared) -> 
 }
 
 pub(super) fn flush_loop(shared: &Shared) -> Result<()> {
+    // Freeing a memtable takes some hundred milliseconds. The last reference to one stays here, so that neither a
+    // reader nor the tree, which would do it under its lock, has to. One that is still read stays until the next flush.
+    let mut flushed_memtables: Vec<Arc<Memtable>> = Vec::new();
     loop {
+        flushed_memtables.retain(|memtable| Arc::strong_count(memtable) > 1);
         let sealed = {
             let mut gate = shared.gate();
             loop {
@@ -43,7 +47,8 @@ pub(super) fn flush_loop(shared: &Shared) -> Result<()> {
                 }
                 gate = shared.flush_work.wait(gate).expect("no panic while the gate is held");
             }
-            if shared.tree.rotate_memtable().is_some() {
+            if let Some(memtable) = shared.tree.rotate_memtable() {
+                flushed_memtables.push(memtable);
                 let active = shared.tree.active_memtable();
                 shared.change_view(|view| view.rotated(active));
             }
