@@ -7,7 +7,8 @@
 //! Rounds alternate between the three, so that a disk that changes its mood does so for all; the median of the rounds'
 //! ratios counts. Bars
 //! (issue: the log): one appender at most 1.3 times the raw latency, 64 appenders at least 15 times its throughput.
-//! `WAL_BENCH_DIR` names a directory on the disk to measure; default: the target directory's.
+//! Both bars are about the disk: on a machine that is busy with other things a thread waits milliseconds for a core after
+//! each sync, and the figures say that instead. `WAL_BENCH_DIR` names a directory on the disk to measure; default: the target directory's.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
