@@ -147,6 +147,8 @@ pub(crate) struct Inner {
     pub(crate) stopped: Option<String>,
     /// Counts entries whose effects became visible.
     pub(crate) visible: u64,
+    /// The last index that the engine is known to hold.
+    pub(crate) written: LogIndex,
 }
 
 /// What inspection shows of a shard.
@@ -367,6 +369,7 @@ impl Shard {
             read_lately: false,
             stopped: None,
             visible: 0,
+            written: repl.applied,
             repl,
         };
         let prepared: Vec<Arc<PreparedPiece>> = inner.repl.prepared.values().cloned().collect();
@@ -539,6 +542,7 @@ impl Shard {
         while g.pending.front().is_some_and(|e| e.index <= index) {
             let effect = g.pending.pop_front().expect("looked at just now");
             g.visible += 1;
+            g.written = effect.index;
             if let Some(p) = &effect.resolved {
                 g.unprepare(p);
             }

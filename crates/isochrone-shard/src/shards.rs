@@ -35,10 +35,8 @@ pub struct ShardMeta {
     pub range: KeyRange,
     /// Counts the changes of its range.
     pub epoch: u64,
-    /// Last applied index.
+    /// Last applied index that the engine holds.
     pub applied: LogIndex,
-    /// Term of the last applied entry.
-    pub applied_term: Term,
 }
 
 /// What inspection shows of one record.
@@ -176,19 +174,15 @@ impl Shards {
         self.node
     }
 
-    /// All shards, by id.
+    /// All shards, by id. The applied indexes are in the engine when this returns: who truncates logs takes them first and
+    /// `Engine::written_seq` afterwards, and has a pair that holds.
     pub fn list(&self) -> Vec<ShardMeta> {
         self.all()
             .iter()
             .map(|s| {
-                let r = &s.lock().repl;
-                ShardMeta {
-                    shard: s.id,
-                    range: r.range.clone(),
-                    epoch: r.epoch,
-                    applied: r.applied,
-                    applied_term: r.applied_term,
-                }
+                let g = s.lock();
+                let (range, epoch) = (g.repl.range.clone(), g.repl.epoch);
+                ShardMeta { shard: s.id, range, epoch, applied: g.written }
             })
             .collect()
     }

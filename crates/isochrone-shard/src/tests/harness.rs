@@ -76,7 +76,12 @@ impl Log {
 }
 
 impl Proposer for Log {
-    fn propose(&self, shard: ShardId, term: Term, payload: Bytes) -> BoxFuture<'_, Result<Applied, ProposeError>> {
+    fn propose(
+        &self,
+        shard: ShardId,
+        term: Term,
+        payload: Bytes,
+    ) -> BoxFuture<'_, Result<Applied, ProposeError>> {
         let mut s = self.state();
         if s.terms.get(&shard) != Some(&term) {
             return Box::pin(std::future::ready(Err(ProposeError::NotLeader)));
@@ -113,11 +118,7 @@ pub(super) struct World {
 }
 
 pub(super) fn config() -> Config {
-    Config {
-        prepare_wait_max: Duration::ZERO,
-        serve_wait_max: Duration::ZERO,
-        ..Config::default()
-    }
+    Config { prepare_wait_max: Duration::ZERO, serve_wait_max: Duration::ZERO, ..Config::default() }
 }
 
 impl World {
@@ -129,7 +130,10 @@ impl World {
         World::with_timer(config, |_| if rings { Arc::new(NoWait) } else { Arc::new(Silent) })
     }
 
-    pub(super) fn with_timer(config: Config, timer: impl FnOnce(Arc<ManualClock>) -> Arc<dyn Timer>) -> World {
+    pub(super) fn with_timer(
+        config: Config,
+        timer: impl FnOnce(Arc<ManualClock>) -> Arc<dyn Timer>,
+    ) -> World {
         let engine = MemEngine::new();
         let ranges = [(LEFT, KeyRange::new(*b"", *b"m")), (RIGHT, KeyRange::new(*b"m", *b""))];
         Shards::bootstrap(&engine, &ranges).unwrap();
@@ -398,7 +402,12 @@ pub(super) fn pieces(
         .collect()
 }
 
-pub(super) fn one(txn: u128, writes: &[(&str, &str)], seen: Option<Timestamp>, candidate: Timestamp) -> Piece {
+pub(super) fn one(
+    txn: u128,
+    writes: &[(&str, &str)],
+    seen: Option<Timestamp>,
+    candidate: Timestamp,
+) -> Piece {
     pieces(txn, &[writes], seen, candidate, Mode::AtMax).remove(0)
 }
 

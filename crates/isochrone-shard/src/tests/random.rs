@@ -42,10 +42,15 @@ enum Heard {
     Abort,
 }
 
+/// Who read which key, when, and what it saw.
+type Read = (TxnId, Key, Timestamp, Option<(Bytes, Timestamp)>);
+/// What a scan at a timestamp returned.
+type Scan = (KeyRange, Timestamp, Vec<(Bytes, Bytes)>);
+
 #[derive(Default)]
 struct History {
-    reads: Vec<(TxnId, Key, Timestamp, Option<(Bytes, Timestamp)>)>,
-    scans: Vec<(KeyRange, Timestamp, Vec<(Bytes, Bytes)>)>,
+    reads: Vec<Read>,
+    scans: Vec<Scan>,
     validated: Vec<(TxnId, ReadSpan, Timestamp)>,
     heard: BTreeMap<TxnId, Heard>,
     pieces: BTreeMap<TxnId, Vec<Piece>>,
@@ -106,7 +111,11 @@ impl Ctx {
         let mut last = Error::NotServed(String::new());
         for _ in 0..3 {
             let client = self.client();
-            let r = if one_step { client.commit1(piece.clone()).await } else { client.prepare(piece.clone()).await };
+            let r = if one_step {
+                client.commit1(piece.clone()).await
+            } else {
+                client.prepare(piece.clone()).await
+            };
             match r {
                 Err(e @ (Error::NotServed(_) | Error::Ambiguous(_) | Error::Stopped(_))) => last = e,
                 r => return r,
@@ -134,7 +143,8 @@ impl Ctx {
             if self.crash && self.chance(10) {
                 return;
             }
-            let id = PieceId { txn: anchor.txn, piece: r.piece, key: r.key.clone(), deadline: anchor.deadline };
+            let id =
+                PieceId { txn: anchor.txn, piece: r.piece, key: r.key.clone(), deadline: anchor.deadline };
             match self.client().resolve(id.clone(), d).await {
                 Ok(()) => acks += 1,
                 Err(Error::Invalid(why)) => panic!("{why}"),
@@ -180,7 +190,8 @@ impl Ctx {
         if self.chance(30) {
             v.clear();
         }
-        let mut keys: Vec<&str> = (0..1 + self.rng.below(3)).map(|_| KEYS[self.rng.below(6) as usize]).collect();
+        let mut keys: Vec<&str> =
+            (0..1 + self.rng.below(3)).map(|_| KEYS[self.rng.below(6) as usize]).collect();
         keys.sort_unstable();
         keys.dedup();
         let value = txn.to_string();
@@ -286,7 +297,8 @@ impl Ctx {
 
     /// R18.
     async fn recover(self, s: Suspect) {
-        let id = |r: &PieceRef| PieceId { txn: s.txn, piece: r.piece, key: r.key.clone(), deadline: s.deadline };
+        let id =
+            |r: &PieceRef| PieceId { txn: s.txn, piece: r.piece, key: r.key.clone(), deadline: s.deadline };
         let anchor = id(s.pieces.iter().find(|r| r.piece == s.anchor).unwrap());
         for _ in 0..3 {
             let d = match self.client().ask(anchor.clone()).await {
@@ -328,7 +340,9 @@ fn observe(w: &World, h: &mut History) {
     for (key, record) in &now {
         let old = h.records.get(key).copied();
         match (old, record) {
-            (Some(Record::Committed(_) | Record::Aborted), _) => assert_eq!(old, Some(*record), "T9, T10: {key:?}"),
+            (Some(Record::Committed(_) | Record::Aborted), _) => {
+                assert_eq!(old, Some(*record), "T9, T10: {key:?}")
+            }
             (Some(Record::Prepared(p)), Record::Prepared(q)) => assert_eq!(p, *q, "T4: {key:?}"),
             (Some(Record::Prepared(p)), Record::Committed(c)) => assert!(*c >= p, "T4: {key:?}"),
             _ => {}
@@ -341,7 +355,10 @@ fn observe(w: &World, h: &mut History) {
     }
     for (key, record) in &h.records {
         if !now.contains_key(key) {
-            assert!(!matches!(record, Record::Prepared(_)) || w.shards.states().iter().any(|s| s.floor > Timestamp::MIN));
+            assert!(
+                !matches!(record, Record::Prepared(_))
+                    || w.shards.states().iter().any(|s| s.floor > Timestamp::MIN)
+            );
             h.forgotten.insert(*key);
         }
     }
@@ -358,14 +375,15 @@ fn check(w: &World, h: &History) {
         .iter()
         .map(|k| {
             let list = w.versions(k);
-            let list = list.into_iter().map(|(ts, v)| (ts, TxnId(u128::from_str_radix(&v.unwrap(), 16).unwrap())));
+            let list =
+                list.into_iter().map(|(ts, v)| (ts, TxnId(u128::from_str_radix(&v.unwrap(), 16).unwrap())));
             (*k, list.collect())
         })
         .collect();
     let within = |span: &ReadSpan, txn: TxnId, upto: Timestamp| {
-        KEYS.iter().filter(|k| span.range.contains(k.as_bytes())).any(|k| {
-            versions[k].iter().any(|(ts, who)| *who != txn && *ts > span.seen && *ts <= upto)
-        })
+        KEYS.iter()
+            .filter(|k| span.range.contains(k.as_bytes()))
+            .any(|k| versions[k].iter().any(|(ts, who)| *who != txn && *ts > span.seen && *ts <= upto))
     };
     for list in versions.values() {
         let writers: BTreeSet<TxnId> = list.iter().map(|v| v.1).collect();
@@ -406,9 +424,9 @@ fn check(w: &World, h: &History) {
     for (txn, key, ts, seen) in &h.reads {
         let key = std::str::from_utf8(key).unwrap();
         let now = versions[key].iter().find(|v| v.0 <= *ts).map(|v| (v.0, v.1));
-        let then = seen.as_ref().map(|s| {
-            (s.1, TxnId(u128::from_str_radix(std::str::from_utf8(&s.0).unwrap(), 16).unwrap()))
-        });
+        let then = seen
+            .as_ref()
+            .map(|s| (s.1, TxnId(u128::from_str_radix(std::str::from_utf8(&s.0).unwrap(), 16).unwrap())));
         assert_eq!(now, then, "T5: {txn} read {key} at {ts}");
     }
     for (range, ts, rows) in &h.scans {
@@ -538,13 +556,18 @@ fn run(seed: u64) -> u64 {
         for s in w.take_suspects() {
             now(calm.clone().recover(s));
         }
-        while let Some(mut t) = { let t = ctx.spawned.lock().unwrap().pop(); t } {
+        let strays: Vec<Task> = std::mem::take(&mut *ctx.spawned.lock().unwrap());
+        for mut t in strays {
             while poll(&mut t).is_pending() {}
         }
     }
     let mut h = history.lock().unwrap();
     observe(&w, &mut h);
-    assert!(w.shards.states().iter().all(|s| s.prepared == 0 && s.inflight == 0), "T11: {:?}", w.shards.states());
+    assert!(
+        w.shards.states().iter().all(|s| s.prepared == 0 && s.inflight == 0),
+        "T11: {:?}",
+        w.shards.states()
+    );
     check(&w, &h);
     let mut hash = isochrone_base::hash::Fnv64::default();
     for (shard, log) in &w.log.state().logs {

@@ -22,7 +22,8 @@ fn r1_serves_only_after_an_entry_of_the_own_term() {
     assert!(matches!(w.get(2, "a", w.now()), Err(Error::NotServed(_))));
     w.shards.lead(LEFT, 7);
     w.log.state().terms.insert(LEFT, 7);
-    let (mut read, mut again) = (w.client.get(as_of(2, w.now()), b"a"), w.client.get(as_of(2, w.now()), b"a"));
+    let (mut read, mut again) =
+        (w.client.get(as_of(2, w.now()), b"a"), w.client.get(as_of(2, w.now()), b"a"));
     assert!(poll(&mut read).is_pending() && poll(&mut again).is_pending());
     w.log_command(LEFT, Command::Close);
     assert!(matches!(poll(&mut read), Poll::Ready(Ok(Some(_)))));
@@ -448,7 +449,10 @@ fn r16_the_first_decision_wins() {
     assert_eq!(w.decide(&a, Decision::Abort), committed);
     assert_eq!(w.decide(&a, Decision::Commit(c.next())), committed);
     assert_eq!(now(w.client.ask(id(&a, 0))), committed);
-    assert!(matches!(now(w.client.decide(id(&b, 1), Decision::Abort)), Err(Error::Invalid(_))), "not the anchor");
+    assert!(
+        matches!(now(w.client.decide(id(&b, 1), Decision::Abort)), Err(Error::Invalid(_))),
+        "not the anchor"
+    );
     let (a, _) = pair(2, w.now(), Mode::AtMax);
     assert_eq!(now(w.client.ask(id(&a, 0))), Ok(AnchorReply::Unknown));
     assert_eq!(w.decide(&a, Decision::Abort), Ok(AnchorReply::Decided(Decision::Abort)));
@@ -497,7 +501,10 @@ fn r17_resolve() {
     assert!(matches!(w.resolve(&b, Decision::Commit(c)), Err(Error::Invalid(_))));
     assert_eq!(w.resolve(&b, Decision::Abort), Ok(()));
     assert!(matches!(w.prepare(&b), Prepared::Refused(_)), "an ack: never prepared again");
-    assert!(matches!(w.resolve(&b, Decision::Commit(c)), Err(Error::Stopped(_))), "impossible: the shard stops");
+    assert!(
+        matches!(w.resolve(&b, Decision::Commit(c)), Err(Error::Stopped(_))),
+        "impossible: the shard stops"
+    );
     assert!(matches!(w.get(5, "z", w.now()), Err(Error::Stopped(_))));
     assert!(w.get(5, "a", w.now()).is_ok());
 }
@@ -733,4 +740,49 @@ fn several_entries_in_one_batch() {
     assert_eq!(w.get(9, "a", w.now()), Ok(Some("4".into())));
     assert!(matches!(w.record(&b), Record::Prepared(_)));
     assert_eq!(before[0].len(), 4);
+}
+
+/// Figures, not a check: `cargo test -p isochrone-shard -- --ignored --nocapture cost`.
+#[test]
+#[ignore = "a measurement"]
+fn cost_of_a_point_read_and_of_a_commit() {
+    use isochrone_env::Clock;
+    let w = World::new();
+    let keys: Vec<Key> = (0..1_000).map(|i| format!("a{i:06}").into_bytes()).collect();
+    for (i, k) in keys.iter().enumerate() {
+        w.put(i as u128, std::str::from_utf8(k).unwrap(), "some value of a usual length, about 40 bytes");
+    }
+    let clock = isochrone_env::os::OsClock::new(0);
+    const N: usize = 1_000_000;
+    let t = w.now();
+    w.get(1, "a", t).unwrap();
+    let per = |from: u64, n: usize| (clock.monotonic_ns() - from) / n as u64;
+    let from = clock.monotonic_ns();
+    for i in 0..N {
+        let who = ReadAs { txn: TxnId(i as u128), ts: t, uncertain_to: t };
+        assert!(now_boxed(w.client.get(who, &keys[i % 1_000])).is_some());
+    }
+    let whole = per(from, N);
+    let from = clock.monotonic_ns();
+    for i in 0..N {
+        let v = isochrone_storage::mvcc::get_at(&w.engine, &keys[i % 1_000], t).unwrap();
+        assert!(v.is_some());
+    }
+    let engine = per(from, N);
+    let from = clock.monotonic_ns();
+    for i in 0..20_000u128 {
+        let key = std::str::from_utf8(&keys[i as usize % 1_000]).unwrap();
+        w.commit1(&one(1_000_000 + i, &[(key, "x")], None, w.now()));
+    }
+    println!(
+        "get {whole} ns, of it the engine {engine} ns; commit1 with application {} ns",
+        per(from, 20_000)
+    );
+}
+
+fn now_boxed(mut f: BoxFuture<'_, Result<Option<Seen>, Error>>) -> Option<Seen> {
+    match poll(&mut f) {
+        Poll::Ready(r) => r.unwrap(),
+        Poll::Pending => panic!("the fast path waits"),
+    }
 }
