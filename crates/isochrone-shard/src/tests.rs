@@ -1,5 +1,6 @@
 //! Tests of the shard against the rules of the commit protocol, by their ids.
 
+mod between;
 mod harness;
 mod mistakes;
 mod random;

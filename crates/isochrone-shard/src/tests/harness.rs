@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -11,7 +12,9 @@ use isochrone_base::{Bytes, Key, KeyRange, LogIndex, NodeId, PieceNo, ShardId, T
 use isochrone_clock::Hlc;
 use isochrone_env::Timer;
 use isochrone_env::fake::{ManualClock, NoWait};
-use isochrone_storage::{Engine, MemEngine, mvcc};
+use isochrone_storage::{
+    Engine, EngineStats, FlushCallback, MemEngine, Reader, ScanIter, Snapshot, WriteBatch, mvcc,
+};
 use tokio::sync::oneshot;
 
 use crate::api::*;
@@ -105,7 +108,93 @@ impl Recover for Suspects {
     }
 }
 
+type Hook = Box<dyn FnOnce() + Send>;
+
+/// The engine, with something else happening at a chosen read: what another thread would do between two steps. That it
+/// can happen at all shows that no mutex is held over engine calls (S1).
+#[derive(Clone)]
+pub(super) struct Hooked {
+    inner: MemEngine,
+    armed: Arc<AtomicU64>,
+    hook: Arc<Mutex<Option<Hook>>>,
+}
+
+impl Hooked {
+    fn new(inner: MemEngine) -> Hooked {
+        Hooked { inner, armed: Arc::default(), hook: Arc::default() }
+    }
+
+    /// Runs `hook` after the `nth` read (get, scan or snapshot) from now, counted from 1.
+    pub(super) fn at_read(&self, nth: u64, hook: impl FnOnce() + Send + 'static) {
+        *self.hook.lock().unwrap() = Some(Box::new(hook));
+        self.armed.store(nth, Ordering::SeqCst);
+    }
+
+    fn after_read(&self) {
+        if self.armed.load(Ordering::SeqCst) > 0 && self.armed.fetch_sub(1, Ordering::SeqCst) == 1 {
+            let hook = self.hook.lock().unwrap().take().unwrap();
+            hook();
+        }
+    }
+
+    pub(super) fn fired(&self) -> bool {
+        self.hook.lock().unwrap().is_none()
+    }
+}
+
+impl Reader for Hooked {
+    fn get(&self, key: &[u8]) -> isochrone_storage::Result<Option<Bytes>> {
+        let r = self.inner.get(key);
+        self.after_read();
+        r
+    }
+    fn scan(&self, range: &KeyRange, reverse: bool) -> ScanIter {
+        let r = self.inner.scan(range, reverse);
+        self.after_read();
+        r
+    }
+}
+
+impl Engine for Hooked {
+    fn snapshot(&self) -> Arc<dyn Snapshot> {
+        let r = self.inner.snapshot();
+        self.after_read();
+        r
+    }
+    fn write(&self, batch: WriteBatch) -> isochrone_storage::Result<()> {
+        self.inner.write(batch)
+    }
+    fn written_seq(&self) -> u64 {
+        self.inner.written_seq()
+    }
+    fn flushed_seq(&self) -> u64 {
+        self.inner.flushed_seq()
+    }
+    fn request_flush(&self) -> isochrone_storage::Result<u64> {
+        self.inner.request_flush()
+    }
+    fn flush(&self) -> isochrone_storage::Result<()> {
+        self.inner.flush()
+    }
+    fn on_flush(&self, callback: FlushCallback) {
+        self.inner.on_flush(callback);
+    }
+    fn memtable_bytes(&self) -> u64 {
+        self.inner.memtable_bytes()
+    }
+    fn needs_flush(&self) -> bool {
+        self.inner.needs_flush()
+    }
+    fn approximate_bytes(&self, range: &KeyRange) -> u64 {
+        self.inner.approximate_bytes(range)
+    }
+    fn stats(&self) -> EngineStats {
+        self.inner.stats()
+    }
+}
+
 pub(super) struct World {
+    pub(super) hooked: Hooked,
     pub(super) engine: MemEngine,
     pub(super) clock: Arc<ManualClock>,
     pub(super) hlc: Arc<Hlc>,
@@ -143,8 +232,9 @@ impl World {
         let hlc = Arc::new(Hlc::new(clock.clone(), Timestamp::MIN));
         let timer = timer(clock.clone());
         let log = Log::default();
-        let (shards, client, suspects) = open(&engine, &hlc, &config, &timer, &log);
-        let mut w = World { engine, clock, hlc, config, timer, log, shards, client, suspects };
+        let hooked = Hooked::new(engine.clone());
+        let (shards, client, suspects) = open(&hooked, &hlc, &config, &timer, &log);
+        let mut w = World { hooked, engine, clock, hlc, config, timer, log, shards, client, suspects };
         w.new_term(LEFT, &[]);
         w.new_term(RIGHT, &[]);
         w
@@ -158,7 +248,7 @@ impl World {
             self.engine.crash();
         }
         (self.shards, self.client, self.suspects) =
-            open(&self.engine, &self.hlc, &self.config, &self.timer, &self.log);
+            open(&self.hooked, &self.hlc, &self.config, &self.timer, &self.log);
         let metas = self.shards.list();
         for meta in &metas {
             let log = self.log.state().logs.get(&meta.shard).cloned().unwrap_or_default();
@@ -323,7 +413,7 @@ impl World {
 }
 
 fn open(
-    engine: &MemEngine,
+    engine: &Hooked,
     hlc: &Arc<Hlc>,
     config: &Config,
     timer: &Arc<dyn Timer>,
