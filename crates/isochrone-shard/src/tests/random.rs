@@ -19,7 +19,7 @@ use super::harness::*;
 use crate::api::*;
 use crate::{Config, LocalShards};
 
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 200;
 const STEPS: usize = 2_500;
 const TRANSACTIONS: u128 = 40;
 const KEYS: [&str; 6] = ["a", "b", "c", "x", "y", "z"];
@@ -370,7 +370,23 @@ fn count_upto(w: &World, left: bool, ts: Timestamp) -> usize {
     keys.flat_map(|k| w.versions(k)).filter(|v| v.0 <= ts).count()
 }
 
-fn check(w: &World, h: &History) {
+/// What happened in the runs: the checks show nothing about what never occurred.
+#[derive(Default, Debug)]
+struct Seen {
+    one_step: usize,
+    two_pieces: usize,
+    pushed_at_max: usize,
+    pushed_at_candidate: usize,
+    committed_unheard: usize,
+    aborted: usize,
+    reads: usize,
+    scans: usize,
+    validated: usize,
+    closed: usize,
+    forgotten: usize,
+}
+
+fn check(w: &World, h: &History, seen: &mut Seen) {
     let versions: BTreeMap<&str, Vec<(Timestamp, TxnId)>> = KEYS
         .iter()
         .map(|k| {
@@ -407,6 +423,12 @@ fn check(w: &World, h: &History) {
         }
         if let Some(c) = wrote[0] {
             committed += 1;
+            seen.one_step += usize::from(ps.len() == 1);
+            seen.two_pieces += usize::from(ps.len() == 2);
+            let pushed = ps.len() == 2 && c > ps[0].candidate;
+            seen.pushed_at_max += usize::from(pushed && ps[0].mode == Mode::AtMax);
+            seen.pushed_at_candidate += usize::from(pushed && ps[0].mode == Mode::AtCandidate);
+            seen.committed_unheard += usize::from(!h.heard.contains_key(txn));
             for s in &h.v[txn] {
                 assert!(!within(s, *txn, c), "T6: {txn} at {c}, {s:?}");
             }
@@ -445,10 +467,16 @@ fn check(w: &World, h: &History) {
     for (left, ts, count) in &h.resolved {
         assert_eq!(count_upto(w, *left, *ts), *count, "T7: below resolved {ts}");
     }
+    seen.aborted += h.heard.values().filter(|x| **x == Heard::Abort).count();
+    seen.reads += h.reads.len();
+    seen.scans += h.scans.len();
+    seen.validated += h.validated.len();
+    seen.closed += h.resolved.iter().filter(|r| r.1 > Timestamp::MIN).count();
+    seen.forgotten += h.forgotten.len();
     assert!(committed > 3, "only {committed} transactions committed: the run shows nothing");
 }
 
-fn run(seed: u64) -> u64 {
+fn run(seed: u64, seen: &mut Seen) -> u64 {
     let rng = Arc::new(SplitMix64::new(seed));
     let config = Config {
         lease_ahead: Duration::from_millis(30),
@@ -568,7 +596,7 @@ fn run(seed: u64) -> u64 {
         "T11: {:?}",
         w.shards.states()
     );
-    check(&w, &h);
+    check(&w, &h, seen);
     let mut hash = isochrone_base::hash::Fnv64::default();
     for (shard, log) in &w.log.state().logs {
         hash.update(&shard.0.to_be_bytes());
@@ -580,13 +608,29 @@ fn run(seed: u64) -> u64 {
 #[test]
 fn histories_keep_the_invariants() {
     let seeds = std::env::var("ISOCHRONE_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(SEEDS);
+    let mut seen = Seen::default();
     for seed in 0..seeds {
         println!("seed {seed}");
-        run(seed);
+        run(seed, &mut seen);
     }
+    println!("{seen:?}");
+    let each = [
+        seen.one_step,
+        seen.two_pieces,
+        seen.pushed_at_max,
+        seen.pushed_at_candidate,
+        seen.committed_unheard,
+        seen.aborted,
+        seen.reads,
+        seen.scans,
+        seen.validated,
+        seen.closed,
+        seen.forgotten,
+    ];
+    assert!(seeds < SEEDS || each.iter().all(|n| *n > 10), "{seen:?}");
 }
 
 #[test]
 fn the_same_seed_gives_the_same_logs() {
-    assert_eq!(run(7), run(7));
+    assert_eq!(run(7, &mut Seen::default()), run(7, &mut Seen::default()));
 }
