@@ -249,11 +249,13 @@ impl World {
         }
         (self.shards, self.client, self.suspects) =
             open(&self.hooked, &self.hlc, &self.config, &self.timer, &self.log);
-        let metas = self.shards.list();
-        for meta in &metas {
+        // Replaying one log may create the shard of another.
+        let mut replayed = std::collections::BTreeSet::new();
+        while let Some(meta) = self.shards.list().into_iter().find(|m| !replayed.contains(&m.shard)) {
             let log = self.log.state().logs.get(&meta.shard).cloned().unwrap_or_default();
             let tail: Vec<_> = log.into_iter().filter(|e| e.0 > meta.applied).collect();
             self.shards.apply_entries(meta.shard, &tail).unwrap();
+            replayed.insert(meta.shard);
         }
         for shard in self.shards.list().iter().map(|m| m.shard).collect::<Vec<_>>() {
             self.new_term(shard, land);
@@ -285,6 +287,15 @@ impl World {
         }
         drop(lost);
         self.log.append(shard, term, Bytes::new());
+    }
+
+    /// Gives a first term to shards that a split created.
+    pub(super) fn lead_new(&mut self) {
+        for meta in self.shards.list() {
+            if !self.log.state().terms.contains_key(&meta.shard) {
+                self.new_term(meta.shard, &[]);
+            }
+        }
     }
 
     pub(super) fn hold(&self) {

@@ -1,5 +1,5 @@
 //! Random transactions against two shards, with messages duplicated, late and lost, proposals reordered, refused and lost,
-//! leases changing hands (volatile state gone) and restarts from the last flush. The history is checked for T1 to T11.
+//! leases changing hands (volatile state gone), splits, and restarts from the last flush. The history is checked for T1 to T11.
 //!
 //! Everything is drawn from the seed; a failure prints it. `SEEDS` runs by default, `ISOCHRONE_SEEDS=n` for more.
 
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
-use isochrone_base::{Bytes, Key, KeyRange, PieceNo, Timestamp, TxnId};
+use isochrone_base::{Bytes, Key, KeyRange, PieceNo, ShardId, Timestamp, TxnId};
 use isochrone_clock::Hlc;
 use isochrone_env::fake::ManualClock;
 use isochrone_env::{Clock, SplitMix64, Timer};
@@ -58,7 +58,7 @@ struct History {
     v: BTreeMap<TxnId, Vec<ReadSpan>>,
     records: BTreeMap<(TxnId, PieceNo), Record>,
     forgotten: BTreeSet<(TxnId, PieceNo)>,
-    resolved: Vec<(bool, Timestamp, usize)>,
+    resolved: Vec<(KeyRange, Timestamp, usize)>,
     prepared: BTreeMap<(TxnId, PieceNo), Timestamp>,
 }
 
@@ -180,8 +180,14 @@ impl Ctx {
                 v.push(span(key, "", t));
             } else {
                 let range = if self.chance(50) { KeyRange::new("a", "m") } else { KeyRange::new("m", "zz") };
-                let Ok(page) = client.scan(who, &range, self.chance(50), 100, 10_000).await else { return };
-                assert!(page.rest.is_none());
+                let reverse = self.chance(50);
+                let Ok(page) = client.scan(who, &range, reverse, 100, 10_000).await else { return };
+                // A scan ends with its shard.
+                let range = match page.rest {
+                    None => range,
+                    Some(rest) if reverse => KeyRange { start: rest.end, end: range.end },
+                    Some(rest) => KeyRange { start: range.start, end: rest.start },
+                };
                 self.history().scans.push((range.clone(), t, page.rows));
                 v.push(ReadSpan { range, seen: t });
             }
@@ -365,8 +371,8 @@ fn observe(w: &World, h: &mut History) {
     h.records = now;
 }
 
-fn count_upto(w: &World, left: bool, ts: Timestamp) -> usize {
-    let keys = KEYS.iter().filter(|k| (**k < "m") == left);
+fn count_upto(w: &World, range: &KeyRange, ts: Timestamp) -> usize {
+    let keys = KEYS.iter().filter(|k| range.contains(k.as_bytes()));
     keys.flat_map(|k| w.versions(k)).filter(|v| v.0 <= ts).count()
 }
 
@@ -384,6 +390,7 @@ struct Seen {
     validated: usize,
     closed: usize,
     forgotten: usize,
+    splits: usize,
 }
 
 fn check(w: &World, h: &History, seen: &mut Seen) {
@@ -464,8 +471,8 @@ fn check(w: &World, h: &History, seen: &mut Seen) {
             rows.iter().map(|r| (r.0.to_vec(), String::from_utf8(r.1.to_vec()).unwrap())).collect();
         assert_eq!(now, then, "T5: scan of {range:?} at {ts}");
     }
-    for (left, ts, count) in &h.resolved {
-        assert_eq!(count_upto(w, *left, *ts), *count, "T7: below resolved {ts}");
+    for (range, ts, count) in &h.resolved {
+        assert_eq!(count_upto(w, range, *ts), *count, "T7: below resolved {ts}");
     }
     seen.aborted += h.heard.values().filter(|x| **x == Heard::Abort).count();
     seen.reads += h.reads.len();
@@ -473,6 +480,7 @@ fn check(w: &World, h: &History, seen: &mut Seen) {
     seen.validated += h.validated.len();
     seen.closed += h.resolved.iter().filter(|r| r.1 > Timestamp::MIN).count();
     seen.forgotten += h.forgotten.len();
+    seen.splits += w.shards.list().len() - 2;
     assert!(committed > 3, "only {committed} transactions committed: the run shows nothing");
 }
 
@@ -502,6 +510,7 @@ fn run(seed: u64, seen: &mut Seen) -> u64 {
     };
     let mut tasks: Vec<Task> = Vec::new();
     let mut txns = 0u128;
+    let mut splits = 0u64;
     for step in 0..STEPS {
         match rng.below(1000) {
             0..600 if !tasks.is_empty() => {
@@ -525,12 +534,20 @@ fn run(seed: u64, seen: &mut Seen) -> u64 {
             }
             790..797 => {
                 let land: Vec<usize> = (0..w.log.state().held.len()).filter(|_| rng.below(2) == 0).collect();
-                w.new_term(if rng.below(2) == 0 { LEFT } else { RIGHT }, &land);
+                let all = w.shards.list();
+                w.new_term(all[rng.below(all.len() as u64) as usize].shard, &land);
             }
             797..799 => {
                 let land: Vec<usize> = (0..w.log.state().held.len()).filter(|_| rng.below(2) == 0).collect();
                 w.restart(rng.below(2) == 0, &land);
                 *ctx.client.lock().unwrap() = w.client.clone();
+            }
+            940..942 if splits < 2 => {
+                splits += 1;
+                let (client, at) = (w.client.clone(), ["b", "y"][rng.below(2) as usize]);
+                tasks.push(Box::pin(async move {
+                    let _ = client.split(at.as_bytes(), ShardId(10 + splits)).await;
+                }));
             }
             799..801 => isochrone_storage::Engine::flush(&w.engine).unwrap(),
             801..860 => w.clock.advance(Duration::from_micros(rng.below(8_000))),
@@ -556,21 +573,22 @@ fn run(seed: u64, seen: &mut Seen) -> u64 {
             }
             _ => {}
         }
+        w.lead_new();
         tasks.append(&mut ctx.spawned.lock().unwrap());
         if step % 40 == 0 {
-            let resolved: Vec<(bool, Timestamp)> =
-                w.shards.states().iter().map(|s| (s.shard == LEFT, s.resolved)).collect();
-            for (left, ts) in resolved {
-                let count = count_upto(&w, left, ts);
-                history.lock().unwrap().resolved.push((left, ts, count));
+            for s in w.shards.states() {
+                let count = count_upto(&w, &s.range, s.resolved);
+                history.lock().unwrap().resolved.push((s.range, s.resolved, count));
             }
         }
     }
     // Faults stop. T11: one recoverer removes every prepare.
-    w.new_term(LEFT, &[]);
-    w.new_term(RIGHT, &[]);
+    for meta in w.shards.list() {
+        w.new_term(meta.shard, &[]);
+    }
     w.unhold();
     for _ in 0..2_000 {
+        w.lead_new();
         w.clock.advance(Duration::from_millis(1));
         tasks.retain_mut(|t| poll(t).is_pending());
         tasks.append(&mut ctx.spawned.lock().unwrap());
@@ -626,6 +644,7 @@ fn histories_keep_the_invariants() {
         seen.validated,
         seen.closed,
         seen.forgotten,
+        seen.splits,
     ];
     assert!(seeds < SEEDS || each.iter().all(|n| *n > 10), "{seen:?}");
 }
