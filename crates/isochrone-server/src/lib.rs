@@ -13,8 +13,10 @@ pub mod http;
 mod machine;
 pub mod node;
 pub mod running;
+mod server;
 mod services;
 
 pub use config::{NodeConfig, ServerConfig, Storage};
 pub use node::{Assembled, Node};
 pub use running::Running;
+pub use server::run;

@@ -52,6 +52,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "isochrone-base",
             "isochrone-env",
+            "isochrone-txn",
             "isochrone-types",
             "isochrone-sql",
             "isochrone-server",
