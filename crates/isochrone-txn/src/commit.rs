@@ -467,6 +467,7 @@ impl Finish {
                 Ok(reply) => {
                     return self.broken("R16", &format!("the anchor answers a decision with {reply:?}"));
                 }
+                Err(api::Error::Invalid(why)) => return self.broken("R16", &why),
                 Err(e) => return debug!(txn = %self.ids[0].txn, error = %e, "left to recovery"),
             }
         }
