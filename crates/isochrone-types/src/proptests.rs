@@ -128,6 +128,25 @@ proptest! {
     }
 
     #[test]
+    fn order_is_total_and_equal_values_hash_alike(
+        (a, b, c) in scalar_types().prop_flat_map(|t| (value(t), value(t), value(t)))
+    ) {
+        use std::hash::Hasher;
+        let of = |d: &Datum| {
+            let mut h = rustc_hash::FxHasher::default();
+            hash(d, &mut h);
+            h.finish()
+        };
+        prop_assert_eq!(compare(&a, &b), compare(&b, &a).reverse());
+        if compare(&a, &b).is_eq() {
+            prop_assert_eq!(of(&a), of(&b));
+        }
+        if compare(&a, &b).is_le() && compare(&b, &c).is_le() {
+            prop_assert!(compare(&a, &c).is_le());
+        }
+    }
+
+    #[test]
     fn bad_bytes_and_texts_are_errors(t in scalar_types(), b: Vec<u8>, s in ".{0,12}", r in "[-0-9:./ TZ+a-z{},\"\\\\]{0,20}") {
         let _ = binary::parse_binary(&t, &b);
         let _ = text::parse_text(&t, &s, &Settings::default());

@@ -3,7 +3,7 @@
 use super::args::*;
 use super::registry::*;
 use crate::text::to_text;
-use crate::{Array, Datum, Error, EvalContext, Result, SqlState, is_distinct};
+use crate::{Array, Datum, Error, EvalContext, Result, SqlState, Type, is_distinct};
 
 type Ctx<'a> = EvalContext<'a>;
 
@@ -28,10 +28,16 @@ fn concat(a: &[Datum], _: &Ctx<'_>) -> Result<Datum> {
     made(x, x.items.iter().chain(&y.items).cloned().collect())
 }
 
+/// An array of one element. A NULL does not say its type: it gets that of text, and prints the same.
+fn alone(d: &Datum) -> Datum {
+    let element = if d.is_null() { Type::Text } else { d.natural_type() };
+    Datum::array(element, vec![d.clone()])
+}
+
 /// `array || element`. A NULL array counts as empty.
 fn append(a: &[Datum], _: &Ctx<'_>) -> Result<Datum> {
     if a[0].is_null() {
-        return Ok(Datum::array(a[1].natural_type(), vec![a[1].clone()]));
+        return Ok(alone(&a[1]));
     }
     let x = array(&a[0])?;
     made(x, x.items.iter().chain([&a[1]]).cloned().collect())
@@ -39,7 +45,7 @@ fn append(a: &[Datum], _: &Ctx<'_>) -> Result<Datum> {
 
 fn prepend(a: &[Datum], _: &Ctx<'_>) -> Result<Datum> {
     if a[1].is_null() {
-        return Ok(Datum::array(a[0].natural_type(), vec![a[0].clone()]));
+        return Ok(alone(&a[0]));
     }
     let x = array(&a[1])?;
     made(x, [&a[0]].into_iter().chain(&x.items).cloned().collect())

@@ -7,6 +7,8 @@ use super::*;
 
 /// Guard digits of the series.
 const GUARD: u32 = 12;
+/// Most digits that a series is summed to: more would take seconds. A power that needs more is 54000.
+const SERIES_DIGITS_MAX: u32 = 4_000;
 const LN_10: f64 = std::f64::consts::LN_10;
 
 fn clamp_scale(rscale: i64, dscale: u16) -> u16 {
@@ -236,6 +238,12 @@ impl Numeric {
             return Ok(Numeric::from_parts(0, DISPLAY_SCALE_MAX as u16));
         }
         let p = (rscale as i64 + weight.max(0.0) as i64 + GUARD as i64 + 16) as u32;
+        if p > SERIES_DIGITS_MAX {
+            return Err(Error::new(
+                SqlState::PROGRAM_LIMIT_EXCEEDED,
+                format!("a power with a fraction needs {p} digits, of at most {SERIES_DIGITS_MAX}"),
+            ));
+        }
         let Some((m, s)) = base.big_parts() else { return Ok(Numeric::NAN) };
         let x = ln_fixed(&m, s, p + exponent.exponent().max(0) as u32) * exponent.fixed(p)
             / pow10(p + exponent.exponent().max(0) as u32);
