@@ -376,7 +376,6 @@ impl Shard {
         for p in &prepared {
             inner.index_prepared(p);
         }
-        clock.update(inner.repl.newest.max(inner.repl.read_limit).max(inner.repl.closed));
         Shard {
             id: inner.repl.shard,
             engine,
@@ -557,7 +556,6 @@ impl Shard {
             if effect.term == g.term && !g.serving && g.stopped.is_none() {
                 // R1: an entry of the own term is visible, and with it everything any predecessor wrote.
                 g.serving = true;
-                self.clock.update(g.repl.read_limit);
                 g.cache = TsCache::new(g.repl.read_limit);
                 self.serving_term.store(g.term, Ordering::Release);
                 g.wake(SERVE);

@@ -160,6 +160,8 @@ impl Shards {
                 let value = Bytes::copy_from_slice(&value);
                 repl.load_record(key.slice(prefix.len()..), value).map_err(damaged)?;
             }
+            // Read limits only here: later they would drive the clock, and with it every commit, ahead of time.
+            clock.update(repl.newest.max(repl.read_limit).max(repl.closed));
             map.insert(Arc::new(Shard::new(repl, engine.clone(), clock.clone(), node, config.clone())));
         }
         Ok(Arc::new(Shards { engine, node, clock, config, map: RwLock::new(map) }))
