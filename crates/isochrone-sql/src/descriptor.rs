@@ -8,7 +8,8 @@
 
 use isochrone_types::{Datum, Type};
 
-/// Name of the hidden row id of tables without a primary key.
+/// Name of the hidden row id of tables without a primary key. The column has a DEFAULT as others have:
+/// `nextval('..')` of a sequence that the table owns.
 pub const ROW_ID: &str = "_rowid";
 
 /// A column. `id` is its place in row encodings and is never reused.

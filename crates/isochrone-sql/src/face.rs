@@ -34,6 +34,12 @@ pub trait RowSink: Send {
     fn reset(&mut self);
 }
 
+/// Takes the results of the statements of a script: the columns of each come before its rows.
+pub trait ScriptSink: RowSink {
+    /// The running statement has rows, with these columns. Called once, also if no row follows.
+    fn columns(&mut self, columns: &[OutputColumn]) -> Result<(), Error>;
+}
+
 /// How a statement ended.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Outcome {

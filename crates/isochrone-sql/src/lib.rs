@@ -8,10 +8,16 @@
 #![forbid(unsafe_code)]
 
 pub mod bind;
+pub mod catalog;
+pub mod copy;
+pub mod ddl;
 pub mod descriptor;
 pub mod exec;
 pub mod face;
 pub mod parse;
+pub mod pg_catalog;
 pub mod plan;
 pub mod relation;
 pub mod rows;
+pub mod session;
+pub mod settings;

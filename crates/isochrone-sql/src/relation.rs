@@ -37,7 +37,7 @@ pub struct VirtualContext<'a> {
     /// The catalog the statement was planned with.
     pub catalog: &'a dyn CatalogView,
     /// Settings and session names.
-    pub eval: &'a EvalContext,
+    pub eval: &'a EvalContext<'a>,
 }
 
 /// A function that needs to know the session or the catalog (`current_user`, `pg_table_is_visible`, `format_type`).
@@ -65,6 +65,10 @@ pub trait CatalogView: Send + Sync {
     /// A function that `isochrone_types` does not have. Name in lower case, without schema. `nextval`, `currval`,
     /// `setval` and `lastval` are the executor's, through [`Sequences`].
     fn function(&self, name: &str, args: &[Type]) -> Option<Arc<SessionFunction>>;
+    /// The snapshot behind the view, for virtual tables that list what there is; `None` in a test's fake.
+    fn snapshot(&self) -> Option<&Arc<crate::catalog::CatalogSnapshot>> {
+        None
+    }
 }
 
 /// Sequence values for one session. Values come from a cache of the node; the executor calls `reserve` before it
