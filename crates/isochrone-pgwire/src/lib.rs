@@ -19,9 +19,11 @@
 //!   P5  Whoever holds neither process id nor secret of a connection cannot cancel its statements.
 //!
 //! Failure: a broken frame, a panic of the session or a failed socket ends that connection only.
-//! Missing: TLS, passwords, replication connections, the function call message, protocol 3.2.
+//! Missing: TLS, passwords, replication connections, the function call message, protocol 3.2; EXECUTE by SQL of what
+//! Parse named (DEALLOCATE works); noticing during a statement that the client has left.
 #![forbid(unsafe_code)]
 
+mod adapter;
 pub mod backend;
 pub mod limits;
 
