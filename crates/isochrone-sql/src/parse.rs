@@ -188,7 +188,14 @@ fn syntax_error(e: ParserError, places: &Places, last: Option<&TokenWithSpan>) -
         Some(token) => Error::syntax(format!("syntax error at or near \"{token}\"")).with_detail(text),
         None => Error::syntax(lower_first(&text)),
     };
-    match location.and_then(|l| places.position(l)) {
+    // The parser sometimes names the place of the token after the one it met.
+    let at = location.and_then(|l| places.byte(l)).map(|byte| match found.as_deref() {
+        Some(token) if !places.text[byte..].starts_with(token) => {
+            places.text[..byte].rfind(token).unwrap_or(byte)
+        }
+        _ => byte,
+    });
+    match at.and_then(|byte| u32::try_from(places.text[..byte].chars().count() + 1).ok()) {
         Some(p) => error.with_position(p),
         None => error,
     }
@@ -202,9 +209,25 @@ fn parse_location(at: &str) -> Option<Location> {
 /// Q1.
 fn check_depth(tokens: &[TokenWithSpan], places: &Places) -> Result<(), Error> {
     let mut chains: Vec<usize> = vec![0];
-    // CASE nests without brackets; set operations chain across commas.
+    // Set operations chain across commas; CASE nests without brackets.
     let mut sets: Vec<usize> = vec![0];
+    let mut cases = 0usize;
+    // Prefix operators in a row nest, too.
+    let mut prefixes = 0usize;
     for token in tokens {
+        match &token.token {
+            Token::Whitespace(_) => continue,
+            Token::Plus | Token::Minus | Token::Tilde => prefixes += 1,
+            Token::Word(w) if w.keyword == Keyword::NOT => prefixes += 1,
+            _ => prefixes = 0,
+        }
+        if prefixes > NESTING_DEPTH_MAX {
+            return Err(too_complex(
+                format!("statement nests deeper than {NESTING_DEPTH_MAX} levels"),
+                token,
+                places,
+            ));
+        }
         let counts = match &token.token {
             Token::LParen | Token::LBracket | Token::LBrace => {
                 chains.push(0);
@@ -228,6 +251,7 @@ fn check_depth(tokens: &[TokenWithSpan], places: &Places) -> Result<(), Error> {
             Token::SemiColon => {
                 chains = vec![0];
                 sets = vec![0];
+                cases = 0;
                 continue;
             }
             Token::Comma => {
@@ -235,6 +259,21 @@ fn check_depth(tokens: &[TokenWithSpan], places: &Places) -> Result<(), Error> {
                 continue;
             }
             Token::Word(w) => match w.keyword {
+                Keyword::CASE => {
+                    cases += 1;
+                    if cases > NESTING_DEPTH_MAX {
+                        return Err(too_complex(
+                            format!("statement nests deeper than {NESTING_DEPTH_MAX} levels"),
+                            token,
+                            places,
+                        ));
+                    }
+                    false
+                }
+                Keyword::END => {
+                    cases = cases.saturating_sub(1);
+                    false
+                }
                 Keyword::UNION | Keyword::INTERSECT | Keyword::EXCEPT => {
                     let n = sets.last_mut().expect("one level always remains");
                     *n += 1;
@@ -380,8 +419,14 @@ mod tests {
                     assert_eq!(code(&chain(op, 100_000)), SqlState::STATEMENT_TOO_COMPLEX, "{op}");
                 }
                 parse(&chain("or", CHAIN_LENGTH_MAX)).unwrap().clone_for_test();
-                assert_eq!(code(&format!("select {}1", "not ".repeat(1000))), SqlState::STATEMENT_TOO_COMPLEX);
-                assert_eq!(code(&format!("select {}1", "case when ".repeat(1000))), SqlState::STATEMENT_TOO_COMPLEX);
+                assert_eq!(
+                    code(&format!("select {}1", "not ".repeat(1000))),
+                    SqlState::STATEMENT_TOO_COMPLEX
+                );
+                assert_eq!(
+                    code(&format!("select {}1", "case when ".repeat(1000))),
+                    SqlState::STATEMENT_TOO_COMPLEX
+                );
                 let list = format!("select 1 in (1{})", ",1".repeat(100_000));
                 parse(&list).unwrap();
             })

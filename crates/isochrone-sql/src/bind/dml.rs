@@ -89,6 +89,9 @@ pub struct BoundDelete {
     pub returning: Option<Vec<(String, Expr)>>,
 }
 
+/// A table to change, its columns, its name in the statement.
+type Target = (Arc<TableDescriptor>, Vec<ColId>, Arc<str>);
+
 impl Binder<'_> {
     fn target(&mut self, name: &ast::ObjectName) -> Result<Arc<TableDescriptor>, Error> {
         let (schema, table) = qualified_name(name)?;
@@ -99,7 +102,8 @@ impl Binder<'_> {
                 format!("permission denied: \"{table}\" is a system catalog"),
             )),
             None => {
-                let error = Error::new(SqlState::UNDEFINED_TABLE, format!("relation \"{table}\" does not exist"));
+                let error =
+                    Error::new(SqlState::UNDEFINED_TABLE, format!("relation \"{table}\" does not exist"));
                 Err(self.at(error, sqlparser::ast::Spanned::span(name)))
             }
         }
@@ -270,7 +274,12 @@ impl Binder<'_> {
     }
 
     /// An expression assigned to a column, or DEFAULT.
-    fn value_or_default(&mut self, e: &ast::Expr, table: &Arc<TableDescriptor>, p: usize) -> Result<Expr, Error> {
+    fn value_or_default(
+        &mut self,
+        e: &ast::Expr,
+        table: &Arc<TableDescriptor>,
+        p: usize,
+    ) -> Result<Expr, Error> {
         if let ast::Expr::Identifier(i) = e
             && i.quote_style.is_none()
             && i.value.eq_ignore_ascii_case("default")
@@ -279,7 +288,8 @@ impl Binder<'_> {
         }
         let column = &table.columns[p];
         let bound = self.expr(e)?;
-        self.assign(bound, column.ty, &column.name).map_err(|err| self.at(err, sqlparser::ast::Spanned::span(e)))
+        self.assign(bound, column.ty, &column.name)
+            .map_err(|err| self.at(err, sqlparser::ast::Spanned::span(e)))
     }
 
     fn on_conflict(
@@ -341,10 +351,12 @@ impl Binder<'_> {
                 }
                 let excluded = self.table_cols(table);
                 let mut entries = Self::table_entries(table, cols, alias);
-                entries.extend(Self::table_entries(table, &excluded, &"excluded".into()).into_iter().map(|mut e| {
-                    e.bare = false;
-                    e
-                }));
+                entries.extend(Self::table_entries(table, &excluded, &"excluded".into()).into_iter().map(
+                    |mut e| {
+                        e.bare = false;
+                        e
+                    },
+                ));
                 self.scopes.push(Scope { entries, no_aggregates: Some("UPDATE"), ..Scope::default() });
                 let set = self.assignments(&u.assignments, table);
                 let filter = match &u.selection {
@@ -377,18 +389,26 @@ impl Binder<'_> {
                     let values: Vec<&ast::Expr> = match &a.value {
                         ast::Expr::Tuple(values) => values.iter().collect(),
                         ast::Expr::Nested(v) if names.len() == 1 => vec![v],
-                        ast::Expr::Function(f) if f.name.to_string().eq_ignore_ascii_case("row") => match &f.args {
-                            ast::FunctionArguments::List(l) => {
-                                l.args.iter().map(super::function::argument).collect::<Result<_, _>>()?
+                        ast::Expr::Function(f) if f.name.to_string().eq_ignore_ascii_case("row") => {
+                            match &f.args {
+                                ast::FunctionArguments::List(l) => {
+                                    l.args.iter().map(super::function::argument).collect::<Result<_, _>>()?
+                                }
+                                _ => Vec::new(),
                             }
-                            _ => Vec::new(),
-                        },
+                        }
                         _ => return Err(Error::unsupported("a subquery as the source of several columns")),
                     };
                     if values.len() != names.len() {
                         return Err(Error::syntax("number of columns does not match number of values"));
                     }
-                    names.iter().map(&column).collect::<Result<Vec<_>, _>>()?.into_iter().zip(values).collect()
+                    names
+                        .iter()
+                        .map(&column)
+                        .collect::<Result<Vec<_>, _>>()?
+                        .into_iter()
+                        .zip(values)
+                        .collect()
                 }
             };
             for (name, value) in pairs {
@@ -407,7 +427,7 @@ impl Binder<'_> {
     }
 
     /// The table to change, its alias, and the relation of it alone.
-    fn changed(&mut self, t: &ast::TableWithJoins) -> Result<(Arc<TableDescriptor>, Vec<ColId>, Arc<str>), Error> {
+    fn changed(&mut self, t: &ast::TableWithJoins) -> Result<Target, Error> {
         let ast::TableFactor::Table { name, alias, args: None, .. } = &t.relation else {
             return Err(Error::unsupported("changing this"));
         };
@@ -416,7 +436,8 @@ impl Binder<'_> {
         }
         let table = self.target(name)?;
         let cols = self.table_cols(&table);
-        let alias: Arc<str> = alias.as_ref().map_or_else(|| table.name.as_str().into(), |a| ident(&a.name).into());
+        let alias: Arc<str> =
+            alias.as_ref().map_or_else(|| table.name.as_str().into(), |a| ident(&a.name).into());
         Ok((table, cols, alias))
     }
 
@@ -430,10 +451,15 @@ impl Binder<'_> {
         let mut rel = Rel::Table { table: table.clone(), cols: cols.to_vec(), alias: alias.clone() };
         let mut entries = Self::table_entries(table, cols, alias);
         if let Some(others) = others {
-            let (right, more) = self.from_list(others)?;
+            let (right, more) = self.bind_from(others)?;
+            check_aliases(&entries, &more)?;
             entries.extend(more);
-            check_aliases(&entries)?;
-            rel = Rel::Join { kind: JoinKind::Inner, left: Box::new(rel), right: Box::new(right), on: Vec::new() };
+            rel = Rel::Join {
+                kind: JoinKind::Inner,
+                left: Box::new(rel),
+                right: Box::new(right),
+                on: Vec::new(),
+            };
         }
         self.scope().entries = entries;
         let mut predicates = Vec::new();
@@ -454,7 +480,9 @@ impl Binder<'_> {
         let others = match &u.from {
             None => None,
             Some(ast::UpdateTableFromKind::AfterSet(t)) => Some(t.as_slice()),
-            Some(ast::UpdateTableFromKind::BeforeSet(_)) => return Err(Error::unsupported("FROM before SET")),
+            Some(ast::UpdateTableFromKind::BeforeSet(_)) => {
+                return Err(Error::unsupported("FROM before SET"));
+            }
         };
         self.scopes.push(Scope { no_aggregates: Some("UPDATE"), ..Scope::default() });
         let result = self.changed_rows((&table, &cols, &alias), others, u.selection.as_ref()).and_then(

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use isochrone_types::{CastContext, Datum, Error, SqlState, Type, Volatility, cast, common_type, resolve_operator, text};
+use isochrone_types::{
+    CastContext, Datum, Error, SqlState, Type, Volatility, cast, common_type, resolve_operator, text,
+};
 use rustc_hash::FxHashSet;
 use sqlparser::ast::{self, BinaryOperator, UnaryOperator, Value};
 use sqlparser::tokenizer::Span;
@@ -16,7 +18,9 @@ const LIST_HASHED_FROM: usize = 8;
 
 /// Do these two types share their variant of `Datum` and its order?
 fn comparable(a: Type, b: Type) -> bool {
-    let text = |t: Type| matches!(t, Type::Text | Type::Varchar(_) | Type::Name | Type::InternalChar | Type::Unknown);
+    let text = |t: Type| {
+        matches!(t, Type::Text | Type::Varchar(_) | Type::Name | Type::InternalChar | Type::Unknown)
+    };
     let oid = |t: Type| matches!(t, Type::Oid | Type::Regclass | Type::Regtype | Type::Regproc);
     let float = |t: Type| matches!(t, Type::Float4 | Type::Float8);
     a.same_base(b)
@@ -60,7 +64,9 @@ impl Binder<'_> {
             ast::Expr::InList { expr, list, negated } => self.in_list(expr, list, *negated),
             ast::Expr::InSubquery { expr, subquery, negated } => {
                 let left = match strip(expr) {
-                    ast::Expr::Tuple(items) => items.iter().map(|e| self.expr(e)).collect::<Result<Vec<_>, _>>()?,
+                    ast::Expr::Tuple(items) => {
+                        items.iter().map(|e| self.expr(e)).collect::<Result<Vec<_>, _>>()?
+                    }
                     e => vec![self.expr(e)?],
                 };
                 let query = self.query(subquery, true)?;
@@ -110,7 +116,9 @@ impl Binder<'_> {
                 let pattern = self.call("similar_to_escape", args, Span::empty())?;
                 Ok(self.operator("~", x, pattern, None)?.negated(*negated))
             }
-            ast::Expr::AnyOp { left, compare_op, right, .. } => self.quantified(left, compare_op, right, false),
+            ast::Expr::AnyOp { left, compare_op, right, .. } => {
+                self.quantified(left, compare_op, right, false)
+            }
             ast::Expr::AllOp { left, compare_op, right } => self.quantified(left, compare_op, right, true),
             ast::Expr::Cast { kind, expr, data_type: ty, .. } => {
                 if !matches!(kind, ast::CastKind::Cast | ast::CastKind::DoubleColon) {
@@ -120,14 +128,22 @@ impl Binder<'_> {
                 if let (ast::Expr::Array(a), Type::Array(_)) = (strip(expr), ty)
                     && a.elem.is_empty()
                 {
-                    return Ok(Expr::constant(Datum::array(ty.element().unwrap_or(Type::Text), Vec::new()), ty));
+                    return Ok(Expr::constant(
+                        Datum::array(ty.element().unwrap_or(Type::Text), Vec::new()),
+                        ty,
+                    ));
                 }
                 let e = self.expr(expr)?;
                 self.cast_to(e, ty, CastContext::Explicit)
             }
             ast::Expr::TypedString(t) => {
                 let ty = data_type(&t.data_type)?;
-                let s = t.value.value.clone().into_string().ok_or_else(|| Error::syntax("a string was expected"))?;
+                let s = t
+                    .value
+                    .value
+                    .clone()
+                    .into_string()
+                    .ok_or_else(|| Error::syntax("a string was expected"))?;
                 self.cast_to(Expr::constant(Datum::text(s), Type::Unknown), ty, CastContext::Explicit)
             }
             ast::Expr::Interval(i) => self.interval(i),
@@ -223,7 +239,10 @@ impl Binder<'_> {
                     let Some(element) = e.ty.element() else {
                         return Err(Error::new(
                             SqlState::DATATYPE_MISMATCH,
-                            format!("cannot subscript type {} because it does not support subscripting", e.ty),
+                            format!(
+                                "cannot subscript type {} because it does not support subscripting",
+                                e.ty
+                            ),
                         ));
                     };
                     e = Expr::new(Kind::Subscript(Box::new([e, index])), element);
@@ -242,10 +261,10 @@ impl Binder<'_> {
     /// Binds a condition. `clause` is named in the error.
     pub(crate) fn condition(&mut self, e: &ast::Expr, clause: &str) -> Result<Expr, Error> {
         let e = self.expr(e)?;
-        self.to_bool(e, clause)
+        self.boolean(e, clause)
     }
 
-    fn to_bool(&mut self, e: Expr, clause: &str) -> Result<Expr, Error> {
+    fn boolean(&mut self, e: Expr, clause: &str) -> Result<Expr, Error> {
         if e.ty == Type::Unknown || e.ty == Type::Bool {
             return self.coerce(e, Type::Bool);
         }
@@ -264,8 +283,17 @@ impl Binder<'_> {
                 // The few functions that PostgreSQL calls without parentheses.
                 let bare = matches!(
                     n.as_str(),
-                    "current_schema" | "current_catalog" | "current_role" | "current_user" | "session_user" | "user"
-                        | "localtime" | "localtimestamp" | "current_date" | "current_time" | "current_timestamp"
+                    "current_schema"
+                        | "current_catalog"
+                        | "current_role"
+                        | "current_user"
+                        | "session_user"
+                        | "user"
+                        | "localtime"
+                        | "localtimestamp"
+                        | "current_date"
+                        | "current_time"
+                        | "current_timestamp"
                 );
                 if bare && q.is_none() && name.quote_style.is_none() {
                     return self.call(&n, Vec::new(), name.span);
@@ -283,7 +311,8 @@ impl Binder<'_> {
             Value::Placeholder(p) => {
                 let number: usize = p.strip_prefix('$').and_then(|n| n.parse().ok()).unwrap_or(0);
                 if number == 0 || number > isochrone_base::limits::PARAMETERS_MAX {
-                    let error = Error::new(SqlState::UNDEFINED_PARAMETER, format!("there is no parameter {p}"));
+                    let error =
+                        Error::new(SqlState::UNDEFINED_PARAMETER, format!("there is no parameter {p}"));
                     return Err(self.at(error, span));
                 }
                 if self.params.len() < number {
@@ -361,7 +390,11 @@ impl Binder<'_> {
         self.fold_chain(first, spine)
     }
 
-    fn fold_chain(&mut self, mut acc: Expr, mut spine: Vec<(&BinaryOperator, &ast::Expr)>) -> Result<Expr, Error> {
+    fn fold_chain(
+        &mut self,
+        mut acc: Expr,
+        mut spine: Vec<(&BinaryOperator, &ast::Expr)>,
+    ) -> Result<Expr, Error> {
         while let Some((op, right)) = spine.pop() {
             match op {
                 BinaryOperator::And | BinaryOperator::Or => {
@@ -373,7 +406,7 @@ impl Binder<'_> {
                         Kind::Or(list) if !is_and => items.extend(list),
                         _ => items.push(e),
                     };
-                    add(self.to_bool(acc, clause)?);
+                    add(self.boolean(acc, clause)?);
                     add(self.condition(right, clause)?);
                     while spine.last().is_some_and(|(next, _)| *next == op) {
                         let (_, right) = spine.pop().expect("there is a next one");
@@ -392,7 +425,12 @@ impl Binder<'_> {
         Ok(acc)
     }
 
-    fn row_comparison(&mut self, l: &[ast::Expr], op: &BinaryOperator, r: &[ast::Expr]) -> Result<Expr, Error> {
+    fn row_comparison(
+        &mut self,
+        l: &[ast::Expr],
+        op: &BinaryOperator,
+        r: &[ast::Expr],
+    ) -> Result<Expr, Error> {
         if l.len() != r.len() {
             return Err(Error::syntax("unequal number of entries in row expressions"));
         }
@@ -602,7 +640,8 @@ impl Binder<'_> {
             let (op, l, rt) = self.quant_op(&symbol, l, out.ty)?;
             let value = self.coerce(value, rt)?;
             let col = self.new_col(&out.name, value.ty);
-            let rel = crate::plan::rel::Rel::Project { input: Box::new(query.rel), exprs: vec![(col, value)] };
+            let rel =
+                crate::plan::rel::Rel::Project { input: Box::new(query.rel), exprs: vec![(col, value)] };
             let sub = Sub { kind: SubKind::Quantified(op, all), left: vec![l], rel, cols: vec![col] };
             return Ok(Expr::new(Kind::Sub(Box::new(sub)), Type::Bool));
         }
@@ -723,9 +762,7 @@ impl Binder<'_> {
 
     /// Converts as values are assigned to a column.
     pub(crate) fn assign(&mut self, e: Expr, ty: Type, column: &str) -> Result<Expr, Error> {
-        if e.ty != Type::Unknown
-            && !isochrone_types::cast::can_cast(&e.ty, &ty, CastContext::Assignment)
-        {
+        if e.ty != Type::Unknown && !isochrone_types::cast::can_cast(&e.ty, &ty, CastContext::Assignment) {
             return Err(Error::new(
                 SqlState::DATATYPE_MISMATCH,
                 format!(
@@ -753,7 +790,7 @@ impl Binder<'_> {
                 Kind::Const(Datum::Null) => return Ok(Expr::constant(Datum::Null, ty)),
                 Kind::Const(d) => {
                     if matches!(ty, Type::Regclass | Type::Regtype | Type::Regproc) {
-                        return self.to_reg(e, ty);
+                        return self.reg_cast(e, ty);
                     }
                     if matches!(
                         ty,
@@ -798,7 +835,7 @@ impl Binder<'_> {
             ));
         }
         if matches!(ty, Type::Regclass | Type::Regtype | Type::Regproc) && e.ty.is_string() {
-            return self.to_reg(e, ty);
+            return self.reg_cast(e, ty);
         }
         // Only a modifier is dropped: the value stays.
         if e.ty.same_base(ty) && ty == ty.base() {
@@ -809,13 +846,18 @@ impl Binder<'_> {
             let dated = |t: Type| {
                 matches!(
                     t,
-                    Type::Timestamptz | Type::Timestamp | Type::Date | Type::Time | Type::Interval | Type::Bytea
+                    Type::Timestamptz
+                        | Type::Timestamp
+                        | Type::Date
+                        | Type::Time
+                        | Type::Interval
+                        | Type::Bytea
                 )
             };
-            if !(dated(e.ty) || dated(ty)) || d.is_null() {
-                if let Ok(v) = cast(d.clone(), &e.ty, &ty, context, self.settings) {
-                    return Ok(Expr::constant(v, ty));
-                }
+            if (d.is_null() || !(dated(e.ty) || dated(ty)))
+                && let Ok(v) = cast(d.clone(), &e.ty, &ty, context, self.settings)
+            {
+                return Ok(Expr::constant(v, ty));
             }
         }
         Ok(Expr::new(Kind::Cast(Box::new(e), context), ty))
@@ -823,7 +865,7 @@ impl Binder<'_> {
 
     /// Text to regclass and its kin. Names are the catalog's: for values that are not constant it is asked for a
     /// function with the name of the type (`regclass(text)`).
-    fn to_reg(&mut self, e: Expr, ty: Type) -> Result<Expr, Error> {
+    fn reg_cast(&mut self, e: Expr, ty: Type) -> Result<Expr, Error> {
         if let Kind::Const(d) = &e.kind {
             let name = d.as_str().unwrap_or_default().trim().to_owned();
             if let Ok(oid) = name.parse::<u32>() {

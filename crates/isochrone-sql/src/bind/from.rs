@@ -17,16 +17,21 @@ pub(crate) type Item = (Rel, Vec<Entry>);
 
 impl Binder<'_> {
     /// Binds a list of FROM items, cross joined.
-    pub(crate) fn from_list(&mut self, from: &[ast::TableWithJoins]) -> Result<Item, Error> {
+    pub(crate) fn bind_from(&mut self, from: &[ast::TableWithJoins]) -> Result<Item, Error> {
         let mut result: Option<Item> = None;
         for t in from {
             let (rel, entries) = self.table_with_joins(t)?;
             result = Some(match result {
                 None => (rel, entries),
                 Some((left, mut left_entries)) => {
+                    check_aliases(&left_entries, &entries)?;
                     left_entries.extend(entries);
-                    let joined =
-                        Rel::Join { kind: JoinKind::Inner, left: Box::new(left), right: Box::new(rel), on: Vec::new() };
+                    let joined = Rel::Join {
+                        kind: JoinKind::Inner,
+                        left: Box::new(left),
+                        right: Box::new(rel),
+                        on: Vec::new(),
+                    };
                     (joined, left_entries)
                 }
             });
@@ -41,7 +46,6 @@ impl Binder<'_> {
             let right = self.table_factor(&j.relation)?;
             item = self.join(item, right, &j.join_operator)?;
         }
-        check_aliases(&item.1)?;
         Ok(item)
     }
 
@@ -56,6 +60,7 @@ impl Binder<'_> {
         };
         let (left_rel, left_entries) = left;
         let (right_rel, right_entries) = right;
+        check_aliases(&left_entries, &right_entries)?;
         let mut merged = Vec::new();
         let mut on = Vec::new();
         let mut projected = Vec::new();
@@ -65,7 +70,6 @@ impl Binder<'_> {
             JoinConstraint::On(e) => {
                 let mut entries = left_entries.clone();
                 entries.extend(right_entries.iter().cloned());
-                check_aliases(&entries)?;
                 let pred = self.with_entries(entries, "JOIN conditions", |b| b.condition(e, "JOIN/ON"))?;
                 pred.into_conjuncts(&mut on);
             }
@@ -88,11 +92,15 @@ impl Binder<'_> {
                             (Some(e), None) => Ok(e.col),
                             (Some(_), Some(_)) => Err(Error::new(
                                 SqlState::AMBIGUOUS_COLUMN,
-                                format!("common column name \"{name}\" appears more than once in {side} table"),
+                                format!(
+                                    "common column name \"{name}\" appears more than once in {side} table"
+                                ),
                             )),
                             (None, _) => Err(Error::new(
                                 SqlState::UNDEFINED_COLUMN,
-                                format!("column \"{name}\" specified in USING clause does not exist in {side} table"),
+                                format!(
+                                    "column \"{name}\" specified in USING clause does not exist in {side} table"
+                                ),
                             )),
                         }
                     };
@@ -219,7 +227,11 @@ impl Binder<'_> {
         }
     }
 
-    fn named_table(&mut self, name: &ast::ObjectName, alias: Option<&ast::TableAlias>) -> Result<Item, Error> {
+    fn named_table(
+        &mut self,
+        name: &ast::ObjectName,
+        alias: Option<&ast::TableAlias>,
+    ) -> Result<Item, Error> {
         let (schema, table) = qualified_name(name)?;
         let shown: Arc<str> = alias.map_or_else(|| table.as_str().into(), |a| ident(&a.name).into());
         if schema.is_none()
@@ -328,26 +340,13 @@ fn rename(entries: &mut [Entry], alias: Option<&ast::TableAlias>) -> Result<(), 
     Ok(())
 }
 
-/// No two items of one name: the same qualifier must not come back after others, or with the same column again.
-pub(crate) fn check_aliases(entries: &[Entry]) -> Result<(), Error> {
-    let mut seen: BTreeSet<(&str, u32)> = BTreeSet::new();
-    let mut closed: BTreeSet<&str> = BTreeSet::new();
-    let mut current: Option<&str> = None;
-    for e in entries {
-        let Some(q) = e.qualifier.as_deref() else { continue };
-        if current != Some(q) {
-            if let Some(c) = current {
-                closed.insert(c);
-            }
-            if closed.contains(q) {
-                return Err(Error::new(
-                    SqlState::DUPLICATE_ALIAS,
-                    format!("table name \"{q}\" specified more than once"),
-                ));
-            }
-            current = Some(q);
+/// No two items of one name in one FROM.
+pub(crate) fn check_aliases(left: &[Entry], right: &[Entry]) -> Result<(), Error> {
+    let names: BTreeSet<&str> = left.iter().filter_map(|e| e.qualifier.as_deref()).collect();
+    match right.iter().filter_map(|e| e.qualifier.as_deref()).find(|q| names.contains(q)) {
+        None => Ok(()),
+        Some(q) => {
+            Err(Error::new(SqlState::DUPLICATE_ALIAS, format!("table name \"{q}\" specified more than once")))
         }
-        seen.insert((q, e.col));
     }
-    Ok(())
 }

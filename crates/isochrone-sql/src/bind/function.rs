@@ -1,6 +1,8 @@
 //! Binding of function calls: special forms, aggregates, sequences, set-returning functions, the registries.
 
-use isochrone_types::{CastContext, Datum, Error, SqlState, Type, aggregate, common_type, function, resolve_function};
+use isochrone_types::{
+    CastContext, Datum, Error, SqlState, Type, aggregate, common_type, function, resolve_function,
+};
 use sqlparser::ast::{self, FunctionArg, FunctionArgExpr, FunctionArguments};
 use sqlparser::tokenizer::Span;
 
@@ -54,7 +56,13 @@ impl Binder<'_> {
             return self.aggregate_call(&name, args, distinct, order, f.filter.as_deref(), span);
         }
         if distinct || !order.is_empty() || f.filter.is_some() {
-            let what = if distinct { "DISTINCT" } else if f.filter.is_some() { "FILTER" } else { "ORDER BY" };
+            let what = if distinct {
+                "DISTINCT"
+            } else if f.filter.is_some() {
+                "FILTER"
+            } else {
+                "ORDER BY"
+            };
             return Err(Error::new(
                 SqlState::WRONG_OBJECT_TYPE,
                 format!("{what} specified, but {name} is not an aggregate function"),
@@ -178,7 +186,8 @@ impl Binder<'_> {
             ));
         }
         // A cast in the form of a call.
-        if args.len() == 1 && is_type(name)
+        if args.len() == 1
+            && is_type(name)
             && let Some(ty) = Type::from_sql_name(name)
         {
             let arg = args.into_iter().next().expect("there is one");
@@ -194,11 +203,17 @@ impl Binder<'_> {
     }
 
     /// Makes the relation of a set-returning function.
-    pub(crate) fn set_function(&mut self, name: &str, args: Vec<Expr>, ordinality: bool) -> Result<Rel, Error> {
+    pub(crate) fn set_function(
+        &mut self,
+        name: &str,
+        args: Vec<Expr>,
+        ordinality: bool,
+    ) -> Result<Rel, Error> {
         let (function, args, ty) = match (name, args.len()) {
             ("generate_series", 2 | 3) => {
                 let types: Vec<Type> = args.iter().map(|a| a.ty).collect();
-                let dated = types[..2].iter().any(|t| matches!(t, Type::Timestamp | Type::Timestamptz | Type::Date));
+                let dated =
+                    types[..2].iter().any(|t| matches!(t, Type::Timestamp | Type::Timestamptz | Type::Date));
                 if dated {
                     if args.len() != 3 {
                         return Err(Error::new(
@@ -206,7 +221,11 @@ impl Binder<'_> {
                             "function generate_series of timestamps needs an interval",
                         ));
                     }
-                    let ty = if types[..2].contains(&Type::Timestamp) { Type::Timestamp } else { Type::Timestamptz };
+                    let ty = if types[..2].contains(&Type::Timestamp) {
+                        Type::Timestamp
+                    } else {
+                        Type::Timestamptz
+                    };
                     let mut it = args.into_iter();
                     let mut out = Vec::new();
                     for t in [ty, ty, Type::Interval] {
@@ -330,8 +349,10 @@ impl Binder<'_> {
             return Err(Error::new(SqlState::GROUPING_ERROR, "aggregate functions are not allowed here"));
         };
         if let Some(clause) = scope.no_aggregates {
-            let error =
-                Error::new(SqlState::GROUPING_ERROR, format!("aggregate functions are not allowed in {clause}"));
+            let error = Error::new(
+                SqlState::GROUPING_ERROR,
+                format!("aggregate functions are not allowed in {clause}"),
+            );
             return Err(self.at(error, span));
         }
         if scope.in_aggregate {
@@ -345,9 +366,12 @@ impl Binder<'_> {
 
         let mut used = std::collections::BTreeSet::new();
         aggregate.args.iter().for_each(|a| a.columns(&mut used));
-        let local = self.scopes.last().expect("a scope is open").entries.iter().any(|e| used.contains(&e.col));
+        let local =
+            self.scopes.last().expect("a scope is open").entries.iter().any(|e| used.contains(&e.col));
         let outer = self.scopes.len() > 1
-            && self.scopes[..self.scopes.len() - 1].iter().any(|s| s.entries.iter().any(|e| used.contains(&e.col)));
+            && self.scopes[..self.scopes.len() - 1]
+                .iter()
+                .any(|s| s.entries.iter().any(|e| used.contains(&e.col)));
         if outer && !local {
             return Err(Error::unsupported("an aggregate of an outer query's columns"));
         }

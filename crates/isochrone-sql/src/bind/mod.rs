@@ -135,10 +135,7 @@ impl<'a> Binder<'a> {
             catalog,
             settings,
             places: Places::new(source),
-            params: param_types
-                .iter()
-                .map(|t| t.filter(|t| *t != Type::Unknown))
-                .collect(),
+            params: param_types.iter().map(|t| t.filter(|t| *t != Type::Unknown)).collect(),
             cols: Vec::new(),
             scopes: Vec::new(),
             ctes: Vec::new(),

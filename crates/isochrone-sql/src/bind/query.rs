@@ -6,7 +6,6 @@ use isochrone_types::{Error, SqlState, Type, common_type};
 use sqlparser::ast::{self, Distinct, GroupByExpr, LimitClause, OrderByKind, SelectItem, SetExpr};
 
 use super::expr::strip;
-use super::from::check_aliases;
 use super::{Binder, BoundQuery, CteDef, Scope, ident, qualified_name};
 use crate::plan::expr::{ColId, Expr, Kind};
 use crate::plan::rel::{JoinKind, OutCol, Rel, SetOpKind, SortKey};
@@ -36,7 +35,10 @@ pub(crate) fn direction(o: &ast::OrderByOptions) -> Result<(bool, bool), Error> 
 impl Binder<'_> {
     /// Binds a query. With `keep_unknown`, columns of untyped literals stay `unknown`: the caller gives them a type.
     pub fn query(&mut self, q: &ast::Query, keep_unknown: bool) -> Result<BoundQuery, Error> {
-        if q.for_clause.is_some() || q.settings.is_some() || q.format_clause.is_some() || !q.pipe_operators.is_empty()
+        if q.for_clause.is_some()
+            || q.settings.is_some()
+            || q.format_clause.is_some()
+            || !q.pipe_operators.is_empty()
         {
             return Err(Error::unsupported("this clause of a query"));
         }
@@ -82,7 +84,8 @@ impl Binder<'_> {
             return Err(Error::unsupported("WITH RECURSIVE"));
         }
         for cte in &with.cte_tables {
-            if matches!(cte.query.body.as_ref(), SetExpr::Insert(_) | SetExpr::Update(_) | SetExpr::Delete(_)) {
+            if matches!(cte.query.body.as_ref(), SetExpr::Insert(_) | SetExpr::Update(_) | SetExpr::Delete(_))
+            {
                 return Err(Error::unsupported("a data-modifying statement in WITH"));
             }
             let mut query = self.query(&cte.query, false)?;
@@ -109,7 +112,12 @@ impl Binder<'_> {
         Ok(())
     }
 
-    fn body(&mut self, body: &SetExpr, around: Option<&Around>, keep_unknown: bool) -> Result<BoundQuery, Error> {
+    fn body(
+        &mut self,
+        body: &SetExpr,
+        around: Option<&Around>,
+        keep_unknown: bool,
+    ) -> Result<BoundQuery, Error> {
         let query = match body {
             SetExpr::Select(s) => return self.select(s, around, keep_unknown),
             SetExpr::Query(q) => {
@@ -143,13 +151,18 @@ impl Binder<'_> {
                     index_hints: Vec::new(),
                 };
                 self.scopes.push(Scope::default());
-                let item = self.table_with_joins(&ast::TableWithJoins { relation: factor, joins: Vec::new() });
+                let item =
+                    self.table_with_joins(&ast::TableWithJoins { relation: factor, joins: Vec::new() });
                 self.scopes.pop();
                 let (rel, entries) = item?;
                 let out = entries
                     .iter()
                     .filter(|e| e.visible)
-                    .map(|e| OutCol { name: e.name.to_string(), col: e.col, ty: self.cols[e.col as usize].ty })
+                    .map(|e| OutCol {
+                        name: e.name.to_string(),
+                        col: e.col,
+                        ty: self.cols[e.col as usize].ty,
+                    })
                     .collect();
                 BoundQuery { rel, out }
             }
@@ -425,7 +438,12 @@ impl Binder<'_> {
         }
     }
 
-    fn select(&mut self, s: &ast::Select, around: Option<&Around>, keep_unknown: bool) -> Result<BoundQuery, Error> {
+    fn select(
+        &mut self,
+        s: &ast::Select,
+        around: Option<&Around>,
+        keep_unknown: bool,
+    ) -> Result<BoundQuery, Error> {
         for (present, what) in [
             (s.top.is_some(), "TOP"),
             (s.into.is_some(), "SELECT INTO"),
@@ -453,8 +471,7 @@ impl Binder<'_> {
         around: Option<&Around>,
         keep_unknown: bool,
     ) -> Result<BoundQuery, Error> {
-        let (mut rel, entries) = self.from_list(&s.from)?;
-        check_aliases(&entries)?;
+        let (mut rel, entries) = self.bind_from(&s.from)?;
         self.scope().entries = entries;
 
         let mut predicates = Vec::new();
@@ -557,7 +574,8 @@ impl Binder<'_> {
         let aggregates = std::mem::take(&mut self.scope().aggregates);
         let grouping = grouped || !aggregates.is_empty();
         let locks = around.map_or(&[][..], |a| a.locks);
-        if !locks.is_empty() && (grouping || distinct || !distinct_on.is_empty() || !set_functions.is_empty()) {
+        if !locks.is_empty() && (grouping || distinct || !distinct_on.is_empty() || !set_functions.is_empty())
+        {
             return Err(Error::new(
                 SqlState::FEATURE_NOT_SUPPORTED,
                 "FOR UPDATE is not allowed with GROUP BY, aggregates, DISTINCT or set-returning functions",
@@ -594,7 +612,8 @@ impl Binder<'_> {
             }
         }
         for f in set_functions {
-            rel = Rel::Join { kind: JoinKind::Inner, left: Box::new(rel), right: Box::new(f), on: Vec::new() };
+            rel =
+                Rel::Join { kind: JoinKind::Inner, left: Box::new(rel), right: Box::new(f), on: Vec::new() };
         }
 
         // Output columns: a plain column of this level keeps its id.
@@ -718,24 +737,27 @@ impl Binder<'_> {
         let mut outer_join = false;
         while let Some(r) = at.pop() {
             match r {
-                Rel::Table { table, cols, alias } => {
-                    if of.as_deref().is_none_or(|o| o == &**alias) {
-                        tables.push((table.clone(), cols.clone()));
-                    }
+                Rel::Table { table, cols, alias } if of.as_deref().is_none_or(|o| o == &**alias) => {
+                    tables.push((table.clone(), cols.clone()));
                 }
                 Rel::Join { kind, left, right, .. } => {
                     outer_join |= *kind != JoinKind::Inner;
                     at.push(right);
                     at.push(left);
                 }
-                Rel::Filter { input, .. } | Rel::Sort { input, .. } | Rel::Lock { input, .. } => at.push(input),
+                Rel::Filter { input, .. } | Rel::Sort { input, .. } | Rel::Lock { input, .. } => {
+                    at.push(input)
+                }
                 _ => {}
             }
         }
         if tables.is_empty() && of.is_some() {
             return Err(Error::new(
                 SqlState::UNDEFINED_TABLE,
-                format!("relation \"{}\" in FOR UPDATE clause not found in FROM clause", of.unwrap_or_default()),
+                format!(
+                    "relation \"{}\" in FOR UPDATE clause not found in FROM clause",
+                    of.unwrap_or_default()
+                ),
             ));
         }
         if outer_join {
@@ -850,7 +872,12 @@ impl Binder<'_> {
 
     /// Replaces group keys in an expression above the grouping; columns that are none are an error, unless the
     /// primary key of their table is grouped by.
-    fn regroup(&mut self, e: &mut Expr, keys: &mut Vec<(ColId, Expr)>, local: &BTreeSet<ColId>) -> Result<(), Error> {
+    fn regroup(
+        &mut self,
+        e: &mut Expr,
+        keys: &mut Vec<(ColId, Expr)>,
+        local: &BTreeSet<ColId>,
+    ) -> Result<(), Error> {
         if let Some((col, k)) = keys.iter().find(|(_, k)| k == e) {
             *e = Expr::col(*col, k.ty);
             return Ok(());
@@ -904,7 +931,9 @@ impl Binder<'_> {
             .unwrap_or_else(|| info.name.to_string());
         Err(Error::new(
             SqlState::GROUPING_ERROR,
-            format!("column \"{shown}\" must appear in the GROUP BY clause or be used in an aggregate function"),
+            format!(
+                "column \"{shown}\" must appear in the GROUP BY clause or be used in an aggregate function"
+            ),
         ))
     }
 }

@@ -57,7 +57,11 @@ pub fn data_type(t: &DataType) -> Result<Type, Error> {
             ExactNumberInfo::None => Type::Float8,
             ExactNumberInfo::Precision(1..=24) => Type::Float4,
             ExactNumberInfo::Precision(25..=53) => Type::Float8,
-            _ => return Err(Error::invalid_parameter("precision for type float must be between 1 and 53 bits")),
+            _ => {
+                return Err(Error::invalid_parameter(
+                    "precision for type float must be between 1 and 53 bits",
+                ));
+            }
         },
         DataType::Date => Type::Date,
         DataType::Time(None, TimezoneInfo::None | TimezoneInfo::WithoutTimeZone) => Type::Time,
@@ -85,8 +89,8 @@ pub fn data_type(t: &DataType) -> Result<Type, Error> {
                 return Ok(Type::InternalChar);
             }
             let ty = Type::from_sql_name(last).ok_or_else(|| match last {
-                "json" | "jsonb" | "xml" | "inet" | "cidr" | "macaddr" | "money" | "timetz" | "bit" | "varbit"
-                | "tsvector" | "tsquery" | "hstore" => Error::unsupported(format!("type {last}")),
+                "json" | "jsonb" | "xml" | "inet" | "cidr" | "macaddr" | "money" | "timetz" | "bit"
+                | "varbit" | "tsvector" | "tsquery" | "hstore" => Error::unsupported(format!("type {last}")),
                 _ => Error::new(SqlState::UNDEFINED_OBJECT, format!("type \"{last}\" does not exist")),
             })?;
             let number = |m: &String| {
@@ -95,7 +99,9 @@ pub fn data_type(t: &DataType) -> Result<Type, Error> {
             match (ty, modifiers.as_slice()) {
                 (ty, []) => ty,
                 (Type::Char(_), [n]) => Type::Char(Some(number(n)?.clamp(1, CHARACTERS_MAX as i64) as u32)),
-                (Type::Varchar(_), [n]) => Type::Varchar(Some(number(n)?.clamp(1, CHARACTERS_MAX as i64) as u32)),
+                (Type::Varchar(_), [n]) => {
+                    Type::Varchar(Some(number(n)?.clamp(1, CHARACTERS_MAX as i64) as u32))
+                }
                 _ => return Err(Error::syntax(format!("type modifier is not allowed for type \"{last}\""))),
             }
         }

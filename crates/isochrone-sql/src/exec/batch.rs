@@ -115,7 +115,11 @@ impl Batch {
         let mut columns = Vec::with_capacity(slots.len());
         for (i, s) in slots.iter().enumerate() {
             let again = slots[i + 1..].contains(s);
-            columns.push(if again { self.columns[*s].clone() } else { std::mem::take(&mut self.columns[*s]) });
+            columns.push(if again {
+                self.columns[*s].clone()
+            } else {
+                std::mem::take(&mut self.columns[*s])
+            });
         }
         Batch { columns, len: self.len }
     }

@@ -22,7 +22,9 @@ use super::{Exec, collect, kv_error};
 use crate::descriptor::TableDescriptor;
 use crate::plan::expr::Expr;
 use crate::plan::node::Exprs;
-use crate::plan::{ConflictAction, ConflictPlan, DeletePlan, InsertColumn, InsertPlan, Plan, PlanKind, UpdatePlan};
+use crate::plan::{
+    ConflictAction, ConflictPlan, DeletePlan, InsertColumn, InsertPlan, Plan, PlanKind, UpdatePlan,
+};
 use crate::rows::unique_violation;
 
 /// Rows of RETURNING, in batches.
@@ -123,7 +125,13 @@ async fn put_row(writer: &TableWriter, key: Key, row: &[Datum], x: &mut Exec<'_>
     for (n, codec) in writer.indexes.iter().enumerate() {
         let (entry, value, unique) = codec.entry(&writer.rows, row)?;
         if unique && x.txn.get(&entry, Lock::None).await.map_err(kv_error)?.is_some() {
-            return Err(unique_violation(&writer.table, &writer.table.indexes[n], row, x.eval.settings, false));
+            return Err(unique_violation(
+                &writer.table,
+                &writer.table.indexes[n],
+                row,
+                x.eval.settings,
+                false,
+            ));
         }
         x.txn.put(entry, Some(value)).map_err(kv_error)?;
     }
@@ -204,7 +212,9 @@ async fn insert(p: &InsertPlan, x: &mut Exec<'_>) -> Result<(u64, VecDeque<Batch
                 match &c.action {
                     ConflictAction::Nothing => {}
                     ConflictAction::Update { set, exprs, filtered } => {
-                        if let Some(new) = update_conflicting(p, key, &row, (set, exprs, *filtered), &mut touched, x).await? {
+                        if let Some(new) =
+                            update_conflicting(p, key, &row, (set, exprs, *filtered), &mut touched, x).await?
+                        {
                             changed += 1;
                             returned.add(p.returning.as_ref(), &new, x).await?;
                         }
@@ -264,6 +274,21 @@ async fn update_conflicting(
     Ok(Some(new))
 }
 
+/// Locks the index entries of a row that changed after the statement's snapshot: they may lie in a range that was
+/// read before the change, and count as read now, by whoever holds the row.
+async fn refresh_entries(
+    writer: &TableWriter,
+    indexes: impl Iterator<Item = usize>,
+    row: &[Datum],
+    x: &mut Exec<'_>,
+) -> Result<(), Error> {
+    for n in indexes {
+        let (entry, _, _) = writer.indexes[n - 1].entry(&writer.rows, row)?;
+        x.txn.get(&entry, Lock::Exclusive).await.map_err(kv_error)?;
+    }
+    Ok(())
+}
+
 /// Writes a changed row over the old one.
 pub(crate) async fn replace_row(
     writer: &TableWriter,
@@ -279,7 +304,13 @@ pub(crate) async fn replace_row(
         let key = writer.rows.key(new)?;
         if key != old_key {
             if x.txn.get(&key, Lock::None).await.map_err(kv_error)?.is_some() {
-                return Err(unique_violation(&writer.table, &writer.table.primary, new, x.eval.settings, false));
+                return Err(unique_violation(
+                    &writer.table,
+                    &writer.table.primary,
+                    new,
+                    x.eval.settings,
+                    false,
+                ));
             }
             x.txn.put(old_key.to_vec(), None).map_err(kv_error)?;
             new_key = Some(key);
@@ -296,18 +327,27 @@ pub(crate) async fn replace_row(
             continue;
         }
         if unique && x.txn.get(&entry, Lock::None).await.map_err(kv_error)?.is_some() {
-            return Err(unique_violation(&writer.table, &writer.table.indexes[n - 1], new, x.eval.settings, false));
+            return Err(unique_violation(
+                &writer.table,
+                &writer.table.indexes[n - 1],
+                new,
+                x.eval.settings,
+                false,
+            ));
         }
         x.txn.put(old_entry, None).map_err(kv_error)?;
         x.txn.put(entry, Some(value)).map_err(kv_error)?;
     }
-    x.txn
-        .put(new_key.unwrap_or_else(|| old_key.to_vec()), Some(writer.rows.value(new)))
-        .map_err(kv_error)
+    x.txn.put(new_key.unwrap_or_else(|| old_key.to_vec()), Some(writer.rows.value(new))).map_err(kv_error)
 }
 
 /// Removes a row and its index entries.
-pub(crate) async fn remove_row(writer: &TableWriter, key: Key, old: &[Datum], x: &mut Exec<'_>) -> Result<(), Error> {
+pub(crate) async fn remove_row(
+    writer: &TableWriter,
+    key: Key,
+    old: &[Datum],
+    x: &mut Exec<'_>,
+) -> Result<(), Error> {
     for codec in &writer.indexes {
         let (entry, _, _) = codec.entry(&writer.rows, old)?;
         x.txn.put(entry, None).map_err(kv_error)?;
@@ -316,6 +356,7 @@ pub(crate) async fn remove_row(writer: &TableWriter, key: Key, old: &[Datum], x:
 }
 
 /// Locks the row of a target in an input row, and brings the input row up to date; `None`: it no longer qualifies.
+/// The second says whether it had changed.
 async fn lock_target(
     writer: &TableWriter,
     slots: &[usize],
@@ -323,7 +364,7 @@ async fn lock_target(
     key: &[u8],
     input: &mut [Datum],
     x: &mut Exec<'_>,
-) -> Result<Option<Vec<Datum>>, Error> {
+) -> Result<Option<(Vec<Datum>, bool)>, Error> {
     let Some(value) = x.txn.get(key, Lock::Exclusive).await.map_err(kv_error)? else { return Ok(None) };
     let now = writer.rows.decode(key, &value)?;
     let mut changed = false;
@@ -339,7 +380,7 @@ async fn lock_target(
             return Ok(None);
         }
     }
-    Ok(Some(now))
+    Ok(Some((now, changed)))
 }
 
 /// A row to write.
@@ -367,8 +408,8 @@ async fn update(p: &UpdatePlan, x: &mut Exec<'_>) -> Result<(u64, VecDeque<Batch
                 }
                 x.state.charge(key.len() + 48)?;
             }
-            let old = if p.locked {
-                found
+            let (old, moved) = if p.locked {
+                (found, false)
             } else {
                 match lock_target(&p.writer, &p.slots, &p.recheck, &key, &mut input, x).await? {
                     Some(row) => row,
@@ -381,6 +422,10 @@ async fn update(p: &UpdatePlan, x: &mut Exec<'_>) -> Result<(u64, VecDeque<Batch
                 new[*at] = v;
             }
             check_row(&p.writer, &p.checks, &new, x)?;
+            if moved {
+                refresh_entries(&p.writer, p.indexes.iter().copied(), &old, x).await?;
+                refresh_entries(&p.writer, p.indexes.iter().copied(), &new, x).await?;
+            }
             if p.returning.is_some() {
                 for (at, s) in p.slots.iter().enumerate() {
                     input[*s] = new[at].clone();
@@ -428,14 +473,17 @@ async fn delete(p: &DeletePlan, x: &mut Exec<'_>) -> Result<(u64, VecDeque<Batch
                 }
                 x.state.charge(key.len() + 48)?;
             }
-            let old = if p.locked {
-                found
+            let (old, moved) = if p.locked {
+                (found, false)
             } else {
                 match lock_target(&p.writer, &p.slots, &p.recheck, &key, &mut input, x).await? {
                     Some(row) => row,
                     None => continue,
                 }
             };
+            if moved {
+                refresh_entries(&p.writer, 1..=p.writer.indexes.len(), &old, x).await?;
+            }
             returned.add(p.returning.as_ref(), &input, x).await?;
             changed += 1;
             if !p.streaming {

@@ -131,7 +131,12 @@ fn quantified<'v>(
 }
 
 /// What `left kind subquery` is, given the subquery's answer.
-pub fn sub_value(kind: &SubKind, left: &[Datum], answer: &SubAnswer, cx: &EvalCx<'_>) -> Result<Datum, Error> {
+pub fn sub_value(
+    kind: &SubKind,
+    left: &[Datum],
+    answer: &SubAnswer,
+    cx: &EvalCx<'_>,
+) -> Result<Datum, Error> {
     let (rows, set, has_null) = match answer {
         SubAnswer::Value(d) => return Ok(d.clone()),
         SubAnswer::Rows { rows, set, has_null } => (rows, set, *has_null),
@@ -150,9 +155,8 @@ pub fn sub_value(kind: &SubKind, left: &[Datum], answer: &SubAnswer, cx: &EvalCx
                 return Ok(Datum::Bool(false));
             }
             // NULLs: unknown, unless every row differs in a column where neither side is NULL.
-            let open = rows
-                .iter()
-                .any(|r| r.iter().zip(left).all(|(a, b)| a.is_null() || b.is_null() || a == b));
+            let open =
+                rows.iter().any(|r| r.iter().zip(left).all(|(a, b)| a.is_null() || b.is_null() || a == b));
             Ok(if open { Datum::Null } else { Datum::Bool(false) })
         }
     }

@@ -94,8 +94,10 @@ pub(crate) async fn run(
                     }
                 }
                 Some(exprs) => {
-                    let out =
-                        slots.iter().map(|s| eval(&exprs[*s], row_ref, &cx)).collect::<Result<Vec<_>, _>>()?;
+                    let out = slots
+                        .iter()
+                        .map(|s| eval(&exprs[*s], row_ref, &cx))
+                        .collect::<Result<Vec<_>, _>>()?;
                     sink.row(&out)?;
                 }
             }
@@ -104,12 +106,18 @@ pub(crate) async fn run(
         }
         PlanKind::Update(u) => {
             let Some(scan) = scan_of(&u.input) else { return Ok(None) };
-            if !scan.lock || u.returning.is_some() || !u.values.items.is_empty() || !u.values.reserve.is_empty() {
+            if !scan.lock
+                || u.returning.is_some()
+                || !u.values.items.is_empty()
+                || !u.values.reserve.is_empty()
+            {
                 return Ok(None);
             }
             x.check_cancel()?;
             let Some(key) = key_of(scan, &x)? else { return Ok(None) };
-            let Some(value) = x.txn.get(&key, Lock::Exclusive).await.map_err(kv_error)? else { return done(0) };
+            let Some(value) = x.txn.get(&key, Lock::Exclusive).await.map_err(kv_error)? else {
+                return done(0);
+            };
             let input = scan.reader.decode(&key, &value)?;
             let mut new = Vec::with_capacity(u.slots.len());
             {

@@ -66,13 +66,22 @@ impl JoinRun {
         }
     }
 
-    async fn build(&mut self, right: &Node, keys: &[Expr], kind: JoinKind, x: &mut Exec<'_>) -> Result<(), Error> {
+    async fn build(
+        &mut self,
+        right: &Node,
+        keys: &[Expr],
+        kind: JoinKind,
+        x: &mut Exec<'_>,
+    ) -> Result<(), Error> {
         let mut all = Batch::empty(right.cols.len());
         for b in collect(right, x).await? {
             all.append(b);
         }
         if u32::try_from(all.len()).is_err() || all.len() as u32 == NONE {
-            return Err(Error::new(isochrone_types::SqlState::PROGRAM_LIMIT_EXCEEDED, "a join's side has too many rows"));
+            return Err(Error::new(
+                isochrone_types::SqlState::PROGRAM_LIMIT_EXCEEDED,
+                "a join's side has too many rows",
+            ));
         }
         if !keys.is_empty() {
             let cx = x.cx();
@@ -99,13 +108,14 @@ impl JoinRun {
     }
 
     pub async fn next(&mut self, node: &Node, x: &mut Exec<'_>) -> Result<Option<Batch>, Error> {
-        let (kind, left, right, left_keys, right_keys, residual): (_, _, _, &[Expr], &[Expr], _) = match &node.op {
-            NodeOp::HashJoin { kind, left, right, left_keys, right_keys, residual } => {
-                (*kind, left, right, left_keys, right_keys, residual)
-            }
-            NodeOp::LoopJoin { kind, left, right, residual } => (*kind, left, right, &[], &[], residual),
-            _ => return Err(Error::internal("a join's state does not fit its node")),
-        };
+        let (kind, left, right, left_keys, right_keys, residual): (_, _, _, &[Expr], &[Expr], _) =
+            match &node.op {
+                NodeOp::HashJoin { kind, left, right, left_keys, right_keys, residual } => {
+                    (*kind, left, right, left_keys, right_keys, residual)
+                }
+                NodeOp::LoopJoin { kind, left, right, residual } => (*kind, left, right, &[], &[], residual),
+                _ => return Err(Error::internal("a join's state does not fit its node")),
+            };
         if self.right.is_none() {
             self.build(right, right_keys, kind, x).await?;
             if kind == JoinKind::Inner && self.right.as_ref().is_some_and(Batch::is_empty) {
@@ -280,7 +290,10 @@ impl LookupRun {
                 None => {
                     if !self.matched && *kind == JoinKind::Left {
                         out.push_row(
-                            batch.row(row).into_iter().chain(std::iter::repeat_n(Datum::Null, scan.columns.len())),
+                            batch
+                                .row(row)
+                                .into_iter()
+                                .chain(std::iter::repeat_n(Datum::Null, scan.columns.len())),
                         );
                     }
                     self.scan = None;

@@ -23,11 +23,13 @@ mod ops;
 mod scan;
 mod sort;
 pub mod table;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use isochrone_txn::kv::{self, KvStore, KvTxn};
+use isochrone_txn::kv::{KvStore, KvTxn};
 use isochrone_types::{Datum, Error, EvalContext, SqlState};
 use rustc_hash::FxHashSet;
 
@@ -36,6 +38,7 @@ use crate::plan::expr::{Expr, Kind, SubKind};
 use crate::plan::node::{Exprs, Node, Reserve};
 use crate::plan::{NodeStats, Plan, PlanKind};
 use crate::relation::{CatalogView, Sequences};
+pub(crate) use crate::session::kv_error;
 use batch::Batch;
 use eval::{EvalCx, RowRef, SubAnswer, eval};
 use ops::Op;
@@ -89,6 +92,9 @@ impl State {
     }
 }
 
+/// Calls a function for some expressions.
+type Visit<'v> = dyn Fn(&mut dyn FnMut(&Expr)) + Sync + 'v;
+
 /// What operators see during one call.
 pub(crate) struct Exec<'a> {
     pub txn: &'a mut dyn KvTxn,
@@ -132,7 +138,7 @@ impl Exec<'_> {
     }
 
     /// Runs the uncorrelated subqueries that an expression needs and that have not run yet.
-    pub async fn ensure_subs(&mut self, visit: &(dyn Fn(&mut dyn FnMut(&Expr)) + Sync)) -> Result<(), Error> {
+    pub async fn ensure_subs(&mut self, visit: &Visit<'_>) -> Result<(), Error> {
         if self.plan.subs.is_empty() {
             return Ok(());
         }
@@ -230,7 +236,10 @@ enum Progress {
     /// A changing statement that has not run yet.
     Waiting,
     /// It has: how many rows it changed, and what RETURNING gives.
-    Changed { rows: u64, returning: std::collections::VecDeque<Batch> },
+    Changed {
+        rows: u64,
+        returning: std::collections::VecDeque<Batch>,
+    },
 }
 
 /// One execution of a plan.
@@ -389,21 +398,4 @@ pub(crate) async fn collect(node: &Node, exec: &mut Exec<'_>) -> Result<Vec<Batc
         out.push(b);
     }
     Ok(out)
-}
-
-/// A transaction's error as the client sees it.
-pub(crate) fn kv_error(e: kv::Error) -> Error {
-    let state = match &e {
-        kv::Error::Serialization(_) => SqlState::SERIALIZATION_FAILURE,
-        kv::Error::Deadlock => SqlState::DEADLOCK_DETECTED,
-        kv::Error::LockTimeout(_) => SqlState::LOCK_NOT_AVAILABLE,
-        kv::Error::Unknown(_) => SqlState::STATEMENT_COMPLETION_UNKNOWN,
-        kv::Error::TooLarge(_) => SqlState::PROGRAM_LIMIT_EXCEEDED,
-        kv::Error::ReadOnly => SqlState::READ_ONLY_SQL_TRANSACTION,
-        kv::Error::SnapshotTooOld(_) => SqlState("72000"),
-        kv::Error::Unavailable(_) => SqlState::CANNOT_CONNECT_NOW,
-        kv::Error::Stopped(_) => SqlState::IO_ERROR,
-        kv::Error::Internal(_) => SqlState::INTERNAL_ERROR,
-    };
-    Error::new(state, e.to_string())
 }

@@ -31,6 +31,7 @@ enum Run {
     Values(usize),
     Function(Option<FunctionRun>),
     Input(Box<Op>),
+    Lock(Box<Op>, Option<Batch>, usize),
     Join(Box<JoinRun>),
     Lookup(Box<LookupRun>),
     Aggregate(Box<AggregateRun>),
@@ -50,10 +51,10 @@ impl Op {
             NodeOp::Virtual { .. } => Run::Virtual(None),
             NodeOp::Values { .. } => Run::Values(0),
             NodeOp::Function { .. } => Run::Function(None),
-            NodeOp::Filter { input, .. }
-            | NodeOp::Project { input, .. }
-            | NodeOp::Apply { input, .. }
-            | NodeOp::Lock { input, .. } => Run::Input(Box::new(Op::new(input))),
+            NodeOp::Filter { input, .. } | NodeOp::Project { input, .. } | NodeOp::Apply { input, .. } => {
+                Run::Input(Box::new(Op::new(input)))
+            }
+            NodeOp::Lock { input, .. } => Run::Lock(Box::new(Op::new(input)), None, 0),
             NodeOp::HashJoin { left, .. } | NodeOp::LoopJoin { left, .. } => {
                 Run::Join(Box::new(JoinRun::new(Op::new(left))))
             }
@@ -144,7 +145,8 @@ impl Op {
                 let cx = x.cx();
                 let mut batch = Batch::empty(node.cols.len());
                 for row in &rows[*at..end] {
-                    let values = row.iter().map(|e| eval(e, RowRef::NONE, &cx)).collect::<Result<Vec<_>, _>>()?;
+                    let values =
+                        row.iter().map(|e| eval(e, RowRef::NONE, &cx)).collect::<Result<Vec<_>, _>>()?;
                     batch.push_row(values);
                 }
                 *at = end;
@@ -185,6 +187,17 @@ impl Op {
                 let Some(b) = input.next(source, x).await? else { return Ok(None) };
                 x.reserve(reserve, b.len()).await?;
                 let cx = x.cx();
+                if !reserve.is_empty() {
+                    // Sequences are taken from row by row, from left to right.
+                    let mut out = Batch::empty(exprs.len());
+                    for r in 0..b.len() {
+                        let row = RowRef::Batch(&b, r);
+                        let values =
+                            exprs.iter().map(|e| eval(e, row, &cx)).collect::<Result<Vec<_>, _>>()?;
+                        out.push_row(values);
+                    }
+                    return Ok(Some(out));
+                }
                 let mut columns = Vec::with_capacity(exprs.len());
                 for e in exprs {
                     columns.push(eval_batch(e, &b, &cx)?);
@@ -202,20 +215,26 @@ impl Op {
                 }
                 Ok(Some(b))
             }
-            (Run::Input(input), NodeOp::Lock { input: source, target }) => {
-                while let Some(b) = input.next(source, x).await? {
-                    let mut out = Batch::empty(b.width());
-                    for r in 0..b.len() {
-                        x.check_cancel()?;
-                        if let Some(row) = lock_row(target, b.row(r), x).await? {
-                            out.push_row(row);
+            (Run::Lock(input, batch, at), NodeOp::Lock { input: source, target }) => {
+                let mut out = Batch::empty(node.cols.len());
+                loop {
+                    if batch.as_ref().is_none_or(|b| *at >= b.len()) {
+                        if !out.is_empty() {
+                            return Ok(Some(out));
+                        }
+                        *at = 0;
+                        *batch = input.next(source, x).await?;
+                    }
+                    let Some(b) = batch else { return Ok(None) };
+                    x.check_cancel()?;
+                    *at += 1;
+                    if let Some(row) = lock_row(target, b.row(*at - 1), x).await? {
+                        out.push_row(row);
+                        if target.one_by_one {
+                            return Ok(Some(out));
                         }
                     }
-                    if !out.is_empty() {
-                        return Ok(Some(out));
-                    }
                 }
-                Ok(None)
             }
             (Run::Join(run), NodeOp::HashJoin { .. } | NodeOp::LoopJoin { .. }) => run.next(node, x).await,
             (Run::Lookup(run), NodeOp::LookupJoin { .. }) => run.next(node, x).await,
@@ -241,7 +260,9 @@ impl Op {
                 }
                 Ok(None)
             }
-            (Run::Sort(run), NodeOp::Sort { input, keys, top }) => run.next(input, keys, top.as_ref(), x).await,
+            (Run::Sort(run), NodeOp::Sort { input, keys, top }) => {
+                run.next(input, keys, top.as_ref(), x).await
+            }
             (Run::Limit(input, left), NodeOp::Limit { input: source, limit, offset }) => {
                 let (rest, skip) = match left {
                     Some(l) => l,
@@ -269,13 +290,14 @@ impl Op {
                     }
                 }
             }
-            (Run::SetOp(run), NodeOp::SetOp { op, all, left, right }) => run.next(*op, *all, left, right, x).await,
+            (Run::SetOp(run), NodeOp::SetOp { op, all, left, right }) => {
+                run.next(*op, *all, left, right, x).await
+            }
             (Run::Cte(at), NodeOp::Cte { id, slots, .. }) => {
                 if x.state.ctes[*id].is_none() {
                     let plan = x.plan;
-                    let source = plan.ctes[*id]
-                        .as_ref()
-                        .ok_or_else(|| Error::internal("a WITH query has no plan"))?;
+                    let source =
+                        plan.ctes[*id].as_ref().ok_or_else(|| Error::internal("a WITH query has no plan"))?;
                     let batches = collect(source, x).await?;
                     x.state.ctes[*id] = Some(Arc::new(batches));
                 }
@@ -300,7 +322,10 @@ pub(crate) fn limit_values(
     let limit = match limit.map(|e| eval(e, RowRef::NONE, &cx)).transpose()?.and_then(|d| d.as_i64()) {
         None => None,
         Some(n) if n < 0 => {
-            return Err(Error::new(SqlState::INVALID_ROW_COUNT_IN_LIMIT_CLAUSE, "LIMIT must not be negative"));
+            return Err(Error::new(
+                SqlState::INVALID_ROW_COUNT_IN_LIMIT_CLAUSE,
+                "LIMIT must not be negative",
+            ));
         }
         Some(n) => Some(n as u64),
     };
@@ -398,9 +423,20 @@ struct FunctionRun {
 
 enum FunctionState {
     Done,
-    Int { next: i64, last: i64, step: i64, narrow: bool },
+    Int {
+        next: i64,
+        last: i64,
+        step: i64,
+        narrow: bool,
+    },
     /// Anything with `+` and an order.
-    Step { next: Datum, last: Datum, step: Datum, up: bool, add: isochrone_types::ResolvedFunction },
+    Step {
+        next: Datum,
+        last: Datum,
+        step: Datum,
+        up: bool,
+        add: isochrone_types::ResolvedFunction,
+    },
     Items(std::vec::IntoIter<Datum>),
 }
 
@@ -433,16 +469,25 @@ impl FunctionRun {
                 let (step, nothing) = match function {
                     SetFunction::SeriesNumeric => {
                         let convert = |n: i32| {
-                            cast(Datum::Int4(n), &Type::Int4, &Type::Numeric(None), CastContext::Implicit, x.eval.settings)
+                            cast(
+                                Datum::Int4(n),
+                                &Type::Int4,
+                                &Type::Numeric(None),
+                                CastContext::Implicit,
+                                x.eval.settings,
+                            )
                         };
                         (it.next().map_or_else(|| convert(1), Ok)?, convert(0)?)
                     }
-                    _ => (it.next().unwrap_or_default(), Datum::Interval(isochrone_types::Interval::default())),
+                    _ => {
+                        (it.next().unwrap_or_default(), Datum::Interval(isochrone_types::Interval::default()))
+                    }
                 };
                 if step == nothing {
                     return Err(zero());
                 }
-                let step_ty = if function == SetFunction::SeriesTime { Type::Interval } else { Type::Numeric(None) };
+                let step_ty =
+                    if function == SetFunction::SeriesTime { Type::Interval } else { Type::Numeric(None) };
                 let add = resolve_operator("+", Some(&ty), &step_ty)?;
                 FunctionState::Step { next, last, up: step > nothing, step, add }
             }

@@ -31,8 +31,12 @@ pub(crate) struct ScanRun {
 /// A value as the key column's type; `None` when no value of that type equals it.
 pub(crate) fn narrow(d: Datum, ty: Type) -> Option<Datum> {
     match (ty, &d) {
-        (Type::Int2, Datum::Int4(_) | Datum::Int8(_)) => d.as_i64().and_then(|v| v.try_into().ok()).map(Datum::Int2),
-        (Type::Int4, Datum::Int2(_) | Datum::Int8(_)) => d.as_i64().and_then(|v| v.try_into().ok()).map(Datum::Int4),
+        (Type::Int2, Datum::Int4(_) | Datum::Int8(_)) => {
+            d.as_i64().and_then(|v| v.try_into().ok()).map(Datum::Int2)
+        }
+        (Type::Int4, Datum::Int2(_) | Datum::Int8(_)) => {
+            d.as_i64().and_then(|v| v.try_into().ok()).map(Datum::Int4)
+        }
         (Type::Int8, Datum::Int2(_) | Datum::Int4(_)) => d.as_i64().map(Datum::Int8),
         _ => Some(d),
     }
@@ -131,7 +135,12 @@ impl ScanRun {
     }
 
     /// The next rows; `None` at the end. `row` must be the same in every call of one scan.
-    pub async fn next(&mut self, scan: &Scan, row: RowRef<'_>, x: &mut Exec<'_>) -> Result<Option<Batch>, Error> {
+    pub async fn next(
+        &mut self,
+        scan: &Scan,
+        row: RowRef<'_>,
+        x: &mut Exec<'_>,
+    ) -> Result<Option<Batch>, Error> {
         if !self.opened {
             self.open(scan, row, x)?;
         }

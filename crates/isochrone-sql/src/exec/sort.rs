@@ -85,13 +85,15 @@ async fn sort(
         return Ok(VecDeque::new());
     }
     while let Some(b) = op.next(input, x).await? {
+        let mut bytes = b.memory_bytes();
         {
             let cx = x.cx();
             for (c, k) in columns.iter_mut().zip(keys) {
-                c.extend(eval_batch(&k.expr, &b, &cx)?);
+                let values = eval_batch(&k.expr, &b, &cx)?;
+                bytes += values.iter().map(Datum::memory_bytes).sum::<usize>();
+                c.extend(values);
             }
         }
-        let bytes = b.memory_bytes() + b.len() * 24 * keys.len();
         charged += bytes;
         x.state.charge(bytes)?;
         all.append(b);
@@ -106,7 +108,7 @@ async fn sort(
                 *c = index.iter().map(|r| c[*r as usize].clone()).collect();
             }
             x.state.release(charged);
-            charged = all.memory_bytes() + all.len() * 24 * keys.len();
+            charged = all.memory_bytes() + columns.iter().flatten().map(Datum::memory_bytes).sum::<usize>();
             x.state.charge(charged)?;
         }
     }
@@ -216,7 +218,8 @@ async fn group(
                         g.distinct[i].insert(args.clone());
                     }
                     if !a.order.is_empty() {
-                        let by = a.order.iter().map(|k| eval(&k.expr, row, &cx)).collect::<Result<Vec<_>, _>>()?;
+                        let by =
+                            a.order.iter().map(|k| eval(&k.expr, row, &cx)).collect::<Result<Vec<_>, _>>()?;
                         bytes += args.iter().chain(&by).map(Datum::memory_bytes).sum::<usize>() + 48;
                         g.ordered[i].push((args.clone(), by));
                         continue;

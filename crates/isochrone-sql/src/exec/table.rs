@@ -89,8 +89,9 @@ impl TableReader {
     pub fn decode(&self, key: &[u8], value: &[u8]) -> Result<Vec<Datum>, Error> {
         let mut row = self.absent.clone();
         if !self.key.is_empty() {
-            let mut rest =
-                key.get(self.prefix_len..).ok_or_else(|| Error::corrupted("a key is shorter than its prefix"))?;
+            let mut rest = key
+                .get(self.prefix_len..)
+                .ok_or_else(|| Error::corrupted("a key is shorter than its prefix"))?;
             for (ty, desc, to) in &self.key {
                 let d = decode_key(ty, *desc, &mut rest)?;
                 if let Some(to) = to {

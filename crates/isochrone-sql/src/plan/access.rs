@@ -158,9 +158,13 @@ impl Planner<'_, '_> {
                 continue;
             }
             let candidate = self.access_by(t, number, index, &terms, total, all, &needed, hint);
-            if number != 0 && candidate.parts.is_empty() && candidate.low.is_none() && candidate.high.is_none() {
+            if number != 0
+                && candidate.parts.is_empty()
+                && candidate.low.is_none()
+                && candidate.high.is_none()
+            {
                 let ordered = satisfies(&candidate.order, hint);
-                if !(ordered && (hint.first_rows || candidate.covering)) && !candidate.covering {
+                if !(candidate.covering || ordered && hint.first_rows) {
                     continue;
                 }
             }

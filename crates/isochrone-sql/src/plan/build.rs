@@ -208,7 +208,8 @@ impl<'p, 'a> Planner<'p, 'a> {
                 let columns: Vec<usize> = (0..cols.len()).filter(|p| self.used.contains(&cols[*p])).collect();
                 let out: Vec<ColId> = columns.iter().map(|p| cols[*p]).collect();
                 let (plain, rest) = split_subqueries(predicates);
-                let filter = if plain.is_empty() { None } else { Some(self.physical(Expr::and(plain), &out)?) };
+                let filter =
+                    if plain.is_empty() { None } else { Some(self.physical(Expr::and(plain), &out)?) };
                 let op = NodeOp::Virtual { table: VirtualRef(table), alias, columns, filter };
                 let node = self.node(op, out, 100.0, 100.0);
                 self.filter(node, rest)
@@ -218,7 +219,9 @@ impl<'p, 'a> Planner<'p, 'a> {
                 let mut physical = Vec::with_capacity(rows.len());
                 for r in rows {
                     // Subqueries in VALUES see no row: only enclosing queries.
-                    physical.push(r.into_iter().map(|e| self.physical_in_values(e)).collect::<Result<Vec<_>, _>>()?);
+                    physical.push(
+                        r.into_iter().map(|e| self.physical_in_values(e)).collect::<Result<Vec<_>, _>>()?,
+                    );
                 }
                 let reserve = physical.iter().map(|r| reserve(r.iter())).fold(Vec::new(), max_reserve);
                 let node = self.node(NodeOp::Values { rows: physical, reserve }, cols, count, count);
@@ -258,7 +261,9 @@ impl<'p, 'a> Planner<'p, 'a> {
                         above.push(p);
                     }
                 }
-                let passes = |c: &ColId| exprs.iter().any(|(x, e)| x == c && matches!(e.kind, Kind::Col(y) if y == *x));
+                let passes = |c: &ColId| {
+                    exprs.iter().any(|(x, e)| x == c && matches!(e.kind, Kind::Col(y) if y == *x))
+                };
                 let inner_hint = Hint {
                     order: hint
                         .order
@@ -281,10 +286,11 @@ impl<'p, 'a> Planner<'p, 'a> {
                     let mut cols = BTreeSet::new();
                     p.columns(&mut cols);
                     // Only columns that the grouping passes on; without keys the one row would be lost.
-                    let passes = cols
-                        .iter()
-                        .all(|c| keys.iter().any(|(k, e)| k == c && matches!(e.kind, Kind::Col(x) if x == *c)));
-                    if !keys.is_empty() && !cols.is_empty() && passes && !p.has_subquery() && !p.is_volatile() {
+                    let passes = cols.iter().all(|c| {
+                        keys.iter().any(|(k, e)| k == c && matches!(e.kind, Kind::Col(x) if x == *c))
+                    });
+                    if !keys.is_empty() && !cols.is_empty() && passes && !p.has_subquery() && !p.is_volatile()
+                    {
                         below.push(p);
                     } else {
                         above.push(p);
@@ -307,9 +313,14 @@ impl<'p, 'a> Planner<'p, 'a> {
                 }
                 let input = self.plan(*input, below, hint)?;
                 let slots = on.iter().map(|c| slot(&input.cols, *c)).collect::<Result<Vec<_>, _>>()?;
-                let (cols, rows, cost, order) =
-                    (input.cols.clone(), (input.rows / 2.0).max(1.0), input.cost + input.rows, input.order.clone());
-                let mut node = self.node(NodeOp::Distinct { input: Box::new(input), on: slots }, cols, rows, cost);
+                let (cols, rows, cost, order) = (
+                    input.cols.clone(),
+                    (input.rows / 2.0).max(1.0),
+                    input.cost + input.rows,
+                    input.order.clone(),
+                );
+                let mut node =
+                    self.node(NodeOp::Distinct { input: Box::new(input), on: slots }, cols, rows, cost);
                 node.order = order;
                 self.filter(node, above)
             }
@@ -336,7 +347,8 @@ impl<'p, 'a> Planner<'p, 'a> {
                 };
                 let (cols, order) = (input.cols.clone(), input.order.clone());
                 let (rows, cost) = (rows.min(input.rows), input.cost);
-                let mut node = self.node(NodeOp::Limit { input: Box::new(input), limit, offset }, cols, rows, cost);
+                let mut node =
+                    self.node(NodeOp::Limit { input: Box::new(input), limit, offset }, cols, rows, cost);
                 node.order = order;
                 self.filter(node, predicates)
             }
@@ -382,7 +394,7 @@ impl<'p, 'a> Planner<'p, 'a> {
                 let recheck = self.exprs(conditions, &input.cols)?;
                 let (out, rows, cost, order) =
                     (input.cols.clone(), input.rows, input.cost + input.rows * 4.0, input.order.clone());
-                let target = Box::new(LockTarget { table, slots, recheck });
+                let target = Box::new(LockTarget { table, slots, recheck, one_by_one: hint.first_rows });
                 let mut node = self.node(NodeOp::Lock { input: Box::new(input), target }, out, rows, cost);
                 node.order = order;
                 Ok(node)
@@ -403,9 +415,14 @@ impl<'p, 'a> Planner<'p, 'a> {
         top: Option<(Expr, Option<Expr>)>,
     ) -> Result<Node, Error> {
         // Constants do not order anything.
-        let keys: Vec<SortKey> = keys.into_iter().filter(|k| !matches!(k.expr.kind, Kind::Const(_))).collect();
+        let keys: Vec<SortKey> =
+            keys.into_iter().filter(|k| !matches!(k.expr.kind, Kind::Const(_))).collect();
         let plain = keys.iter().all(|k| matches!(k.expr.kind, Kind::Col(_)));
-        let inner = Hint { order: if plain { keys.clone() } else { Vec::new() }, first_rows: hint.first_rows, lock: hint.lock };
+        let inner = Hint {
+            order: if plain { keys.clone() } else { Vec::new() },
+            first_rows: hint.first_rows,
+            lock: hint.lock,
+        };
         let mut node = self.plan(input, predicates, &inner)?;
         let ordered = keys.len() <= node.order.len()
             && keys.iter().zip(&node.order).all(|(k, (c, desc, nulls_first))| {
@@ -442,7 +459,10 @@ impl<'p, 'a> Planner<'p, 'a> {
         let Some(info) = self.binder.cols.get(c as usize) else { return false };
         let Some(i) = info.instance else { return false };
         let (table, cols) = &self.binder.instances[i];
-        cols.iter().position(|x| *x == c).is_some_and(|p| table.columns[p].not_null)
+        cols.iter().position(|x| *x == c).is_some_and(|p| {
+            table.columns[p].not_null
+                || table.primary.columns.iter().any(|(id, _)| *id == table.columns[p].id)
+        })
     }
 
     fn aggregate(
@@ -521,7 +541,8 @@ impl<'p, 'a> Planner<'p, 'a> {
             input.order.iter().copied().take_while(|(c, _, _)| cols.contains(c)).collect();
         let (rows, cost) = (input.rows, input.cost + input.rows * 0.1);
         let reserve = reserve(exprs.iter());
-        let mut node = self.node(NodeOp::Project { input: Box::new(input), exprs, reserve }, cols, rows, cost);
+        let mut node =
+            self.node(NodeOp::Project { input: Box::new(input), exprs, reserve }, cols, rows, cost);
         node.order = order;
         Ok(node)
     }
@@ -552,6 +573,14 @@ impl<'p, 'a> Planner<'p, 'a> {
         let mut cols = node.cols.clone();
         for e in exprs.iter_mut() {
             self.lift(e, &mut cols, &mut items)?;
+        }
+        // An Apply runs before the rest of the list: values that setval changes would be read too late.
+        if items.iter().any(|i| matches!(i, ApplyItem::SetVal { .. }))
+            && exprs
+                .iter()
+                .any(|e| e.any(&|e| matches!(e.kind, Kind::NextVal(_) | Kind::CurrVal(_) | Kind::LastVal)))
+        {
+            return Err(Error::unsupported("setval beside nextval, currval or lastval in one select list"));
         }
         if !items.is_empty() {
             let (rows, order) = (node.rows, node.order.clone());
@@ -664,7 +693,13 @@ impl<'p, 'a> Planner<'p, 'a> {
         Ok(())
     }
 
-    fn new_item(&mut self, item: ApplyItem, ty: Type, cols: &mut Vec<ColId>, items: &mut Vec<ApplyItem>) -> usize {
+    fn new_item(
+        &mut self,
+        item: ApplyItem,
+        ty: Type,
+        cols: &mut Vec<ColId>,
+        items: &mut Vec<ApplyItem>,
+    ) -> usize {
         let col = self.binder.new_col("?column?", ty);
         items.push(item);
         cols.push(col);

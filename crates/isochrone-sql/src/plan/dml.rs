@@ -149,7 +149,8 @@ pub(crate) fn returning_columns(
 fn reads(rel: &Rel, table: &TableDescriptor) -> bool {
     let mut found = false;
     rel.visit_rels(&mut |r| {
-        found |= matches!(r, Rel::Table { table: t, .. } if t.oid == table.oid) || matches!(r, Rel::Cte { .. });
+        found |=
+            matches!(r, Rel::Table { table: t, .. } if t.oid == table.oid) || matches!(r, Rel::Cte { .. });
     });
     found
 }
@@ -234,7 +235,11 @@ impl Planner<'_, '_> {
         let table: Arc<TableDescriptor> = u.table.clone();
         let joined = !is_plain(&u.rel);
         let self_reading = subquery_reads(
-            u.set.iter().map(|(_, e)| e).chain(&u.predicates).chain(u.returning.iter().flatten().map(|(_, e)| e)),
+            u.set
+                .iter()
+                .map(|(_, e)| e)
+                .chain(&u.predicates)
+                .chain(u.returning.iter().flatten().map(|(_, e)| e)),
             &table,
         );
         let input = self.plan(u.rel, Vec::new(), &Hint { lock: true, ..Hint::default() })?;
@@ -282,10 +287,8 @@ impl Planner<'_, '_> {
     pub(crate) fn delete(&mut self, d: BoundDelete) -> Result<DeletePlan, Error> {
         let table = d.table.clone();
         let joined = !is_plain(&d.rel);
-        let self_reading = subquery_reads(
-            d.predicates.iter().chain(d.returning.iter().flatten().map(|(_, e)| e)),
-            &table,
-        );
+        let self_reading =
+            subquery_reads(d.predicates.iter().chain(d.returning.iter().flatten().map(|(_, e)| e)), &table);
         let input = self.plan(d.rel, Vec::new(), &Hint { lock: true, ..Hint::default() })?;
         let slots = d.cols.iter().map(|c| slot(&input.cols, *c)).collect::<Result<Vec<_>, _>>()?;
         let locked = scan_of(&input).is_some_and(|s| s.lock);

@@ -120,7 +120,11 @@ impl Printer<'_> {
             NodeOp::Scan(s) => self.scan_title(s),
             NodeOp::Virtual { table, alias, .. } => {
                 let name = table.0.name();
-                if **alias == *name { format!("Virtual Scan on {name}") } else { format!("Virtual Scan on {name} {alias}") }
+                if **alias == *name {
+                    format!("Virtual Scan on {name}")
+                } else {
+                    format!("Virtual Scan on {name} {alias}")
+                }
             }
             NodeOp::Values { .. } => "Values Scan".to_owned(),
             NodeOp::Function { name, .. } => format!("Function Scan on {name}"),
@@ -262,7 +266,9 @@ impl Printer<'_> {
                 let s = text::to_text(d, &e.ty, &self.settings);
                 if e.ty.is_integer() || e.ty == isochrone_types::Type::Bool { s } else { format!("'{s}'") }
             }
-            Kind::Col(c) => self.plan.names.get(*c as usize).map_or_else(|| format!("${c}"), |n| n.to_string()),
+            Kind::Col(c) => {
+                self.plan.names.get(*c as usize).map_or_else(|| format!("${c}"), |n| n.to_string())
+            }
             Kind::Slot(s) => names.get(*s).cloned().unwrap_or_else(|| format!("slot {s}")),
             Kind::Outer(k) => format!("outer {k}"),
             Kind::Param(n) => format!("${}", n + 1),

@@ -101,7 +101,12 @@ impl Planner<'_, '_> {
         self.filter(node, top)
     }
 
-    pub(crate) fn plan_table(&mut self, t: &TableRef, predicates: &[Expr], hint: &Hint) -> Result<Node, Error> {
+    pub(crate) fn plan_table(
+        &mut self,
+        t: &TableRef,
+        predicates: &[Expr],
+        hint: &Hint,
+    ) -> Result<Node, Error> {
         let access = self.access(t, predicates, &BTreeSet::new(), hint);
         let rest: Vec<Expr> = predicates
             .iter()
@@ -171,7 +176,8 @@ impl Planner<'_, '_> {
                 let own = std::mem::take(&mut leaf.predicates);
                 let table = leaf.table.clone();
                 let leaf_cols = leaf.cols.clone();
-                node = self.join(JoinKind::Inner, node, &cols, right, &leaf_cols, on, table.as_ref(), &own)?;
+                node =
+                    self.join(JoinKind::Inner, node, &cols, right, &leaf_cols, on, table.as_ref(), &own)?;
                 node.rows = estimate.max(1.0);
                 mask |= bit;
                 cols.extend(leaf_cols);
@@ -212,7 +218,10 @@ impl Planner<'_, '_> {
         for p in conjuncts {
             let mut cols = BTreeSet::new();
             p.columns(&mut cols);
-            let movable = kind == JoinKind::Left && cols.is_disjoint(&right_cols) && !p.has_subquery() && !p.is_volatile();
+            let movable = kind == JoinKind::Left
+                && cols.is_disjoint(&right_cols)
+                && !p.has_subquery()
+                && !p.is_volatile();
             if movable { left_preds.push(p) } else { above.push(p) }
         }
         let mut right_preds = Vec::new();
@@ -220,10 +229,14 @@ impl Planner<'_, '_> {
         for p in on {
             let mut cols = BTreeSet::new();
             p.columns(&mut cols);
-            let movable = kind == JoinKind::Left && cols.is_disjoint(&left_cols) && !p.has_subquery() && !p.is_volatile();
+            let movable = kind == JoinKind::Left
+                && cols.is_disjoint(&left_cols)
+                && !p.has_subquery()
+                && !p.is_volatile();
             if movable { right_preds.push(p) } else { join_on.push(p) }
         }
-        let left_hint = if kind == JoinKind::Left { Hint { lock: false, ..hint.clone() } } else { Hint::default() };
+        let left_hint =
+            if kind == JoinKind::Left { Hint { lock: false, ..hint.clone() } } else { Hint::default() };
         let left = self.plan(left, left_preds, &left_hint)?;
         let table = match &right {
             Rel::Table { table, cols, alias } => {
@@ -271,7 +284,11 @@ impl Planner<'_, '_> {
                     }
                     let mut cols = BTreeSet::new();
                     p.columns(&mut cols);
-                    if cols.is_disjoint(left_cols) { filters.push(p.clone()) } else { residual.push(p.clone()) }
+                    if cols.is_disjoint(left_cols) {
+                        filters.push(p.clone())
+                    } else {
+                        residual.push(p.clone())
+                    }
                 }
                 let (scan_rows, key_cols) = (access.rows, left.cols.clone());
                 let (scan, scan_cols) = self.scan(t, access, &all, filters, &key_cols, false)?;
@@ -341,7 +358,8 @@ impl Planner<'_, '_> {
             late = subs;
         }
         let keep: f64 = residual.iter().map(selectivity).product();
-        let residual = if residual.is_empty() { None } else { Some(self.physical(Expr::and(residual), &cols)?) };
+        let residual =
+            if residual.is_empty() { None } else { Some(self.physical(Expr::and(residual), &cols)?) };
         let mut node = if left_keys.is_empty() {
             let cost = left.cost + right.cost + lr * rr;
             let op = NodeOp::LoopJoin { kind, left: Box::new(left), right: Box::new(right), residual };
@@ -382,12 +400,12 @@ fn flatten(rel: Rel, leaves: &mut Vec<Rel>, conditions: &mut Vec<Expr>) {
             conditions.extend(predicates);
             flatten(*input, leaves, conditions);
         }
-        Rel::Join { kind, left, right, on } => {
-            match reduce_join(kind, &left, &right, conditions) {
-                JoinKind::Inner => flatten(Rel::Join { kind: JoinKind::Inner, left, right, on }, leaves, conditions),
-                kind => leaves.push(Rel::Join { kind, left, right, on }),
+        Rel::Join { kind, left, right, on } => match reduce_join(kind, &left, &right, conditions) {
+            JoinKind::Inner => {
+                flatten(Rel::Join { kind: JoinKind::Inner, left, right, on }, leaves, conditions)
             }
-        }
+            kind => leaves.push(Rel::Join { kind, left, right, on }),
+        },
         other => leaves.push(other),
     }
 }
@@ -421,7 +439,8 @@ fn close_over_constants(conjuncts: &mut Vec<Expr>) {
                 if let Some((_, value)) = known.iter().find(|(c, _)| *c == from) {
                     let value = value.clone();
                     let two = Box::new([to_expr.clone(), value.clone()]);
-                    conjuncts.push(Expr::new(Kind::Compare(Comparison::Eq, two), isochrone_types::Type::Bool));
+                    conjuncts
+                        .push(Expr::new(Kind::Compare(Comparison::Eq, two), isochrone_types::Type::Bool));
                     known.push((to, value));
                 }
             }

@@ -37,7 +37,7 @@ pub enum PlanKind {
     /// Returns rows: these slots of the node.
     Query {
         /// The query.
-        node: Node,
+        node: Box<Node>,
         /// Output.
         slots: Vec<usize>,
     },
@@ -148,12 +148,17 @@ pub fn prepare(
                 .iter()
                 .map(|o| {
                     let info = &planner.binder.cols[o.col as usize];
-                    OutputColumn { name: o.name.clone(), ty: o.ty, table_oid: info.table_oid, attnum: info.attnum }
+                    OutputColumn {
+                        name: o.name.clone(),
+                        ty: o.ty,
+                        table_oid: info.table_oid,
+                        attnum: info.attnum,
+                    }
                 })
                 .collect();
             let node = planner.plan(q.rel, Vec::new(), &build::Hint::default())?;
             let slots = q.out.iter().map(|o| build::slot(&node.cols, o.col)).collect::<Result<_, _>>()?;
-            (PlanKind::Query { node, slots }, Some(columns), !locks)
+            (PlanKind::Query { node: Box::new(node), slots }, Some(columns), !locks)
         }
         Bound::Insert(i) => {
             let columns = dml::returning_columns(&planner, i.returning.as_deref());

@@ -306,6 +306,8 @@ pub struct LockTarget {
     pub slots: Vec<Option<usize>>,
     /// What to do when a row has changed.
     pub recheck: Exprs,
+    /// A LIMIT above may want few rows: no more are locked than it takes.
+    pub one_by_one: bool,
 }
 
 /// Expressions with the subqueries that they need first.

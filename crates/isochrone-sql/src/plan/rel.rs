@@ -237,7 +237,11 @@ impl Rel {
     /// Calls `f` on each direct input.
     pub fn inputs_mut(&mut self, f: &mut dyn FnMut(&mut Rel)) {
         match self {
-            Rel::One | Rel::Table { .. } | Rel::Virtual { .. } | Rel::Values { .. } | Rel::Function { .. } => {}
+            Rel::One
+            | Rel::Table { .. }
+            | Rel::Virtual { .. }
+            | Rel::Values { .. }
+            | Rel::Function { .. } => {}
             Rel::Cte { .. } => {}
             Rel::Join { left, right, .. } | Rel::SetOp { left, right, .. } => {
                 f(left);
@@ -256,7 +260,11 @@ impl Rel {
     /// Calls `f` on each direct input.
     pub fn inputs(&self, f: &mut dyn FnMut(&Rel)) {
         match self {
-            Rel::One | Rel::Table { .. } | Rel::Virtual { .. } | Rel::Values { .. } | Rel::Function { .. } => {}
+            Rel::One
+            | Rel::Table { .. }
+            | Rel::Virtual { .. }
+            | Rel::Values { .. }
+            | Rel::Function { .. } => {}
             Rel::Cte { .. } => {}
             Rel::Join { left, right, .. } | Rel::SetOp { left, right, .. } => {
                 f(left);
@@ -280,7 +288,9 @@ impl Rel {
             Rel::Values { rows, .. } => rows.iter_mut().flatten().for_each(f),
             Rel::Function { args, .. } => args.iter_mut().for_each(f),
             Rel::Join { on, .. } => on.iter_mut().for_each(f),
-            Rel::Filter { predicates, .. } | Rel::Lock { predicates, .. } => predicates.iter_mut().for_each(f),
+            Rel::Filter { predicates, .. } | Rel::Lock { predicates, .. } => {
+                predicates.iter_mut().for_each(f)
+            }
             Rel::Project { exprs, .. } => exprs.iter_mut().for_each(|(_, e)| f(e)),
             Rel::Aggregate { keys, aggregates, .. } => {
                 keys.iter_mut().for_each(|(_, e)| f(e));
