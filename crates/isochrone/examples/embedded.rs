@@ -6,7 +6,11 @@ use isochrone::{Database, params};
 async fn main() -> anyhow::Result<()> {
     let dir = tempfile::tempdir()?;
     let db = Database::open(dir.path()).await?;
-    db.execute("CREATE TABLE accounts (id int PRIMARY KEY, owner text NOT NULL, balance bigint NOT NULL)", &[]).await?;
+    db.execute(
+        "CREATE TABLE accounts (id int PRIMARY KEY, owner text NOT NULL, balance bigint NOT NULL)",
+        &[],
+    )
+    .await?;
     db.execute("INSERT INTO accounts VALUES (1, $1, 100), (2, $2, 0)", params!["ada", "grace"]).await?;
 
     let mut transfer = db.begin().await?;

@@ -9,7 +9,8 @@
 //! One process has a directory open at a time. What `commit`, `execute` or `query` returned `Ok` for is on fsynced
 //! storage. Dropping a [`Database`] loses nothing; [`Database::close`] makes the next start quick.
 //!
-//! Must be used inside a tokio runtime with time enabled.
+//! Must be used inside a tokio runtime with time enabled. Statements nest up to a bound, and parsing one that does needs
+//! [`STACK_BYTES_MIN`] of stack: give it to the runtime (`Builder::thread_stack_size`) if statements come from others.
 #![forbid(unsafe_code)]
 
 mod convert;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 pub use convert::FromDatum;
 use isochrone_server::{NodeConfig, Running};
 use isochrone_sql::face::{Outcome, OutputColumn, RowSink};
+pub use isochrone_sql::parse::STACK_BYTES_MIN;
 use isochrone_sql::session::{self, Session};
 use isochrone_txn::kv::BoxFuture;
 pub use isochrone_types::{Datum, Error, SqlState};
@@ -70,7 +72,11 @@ impl Row {
         T::from_datum(value).ok_or_else(|| {
             Error::new(
                 SqlState::DATATYPE_MISMATCH,
-                format!("column \"{}\" cannot be read as {}", self.columns[column].name, std::any::type_name::<T>()),
+                format!(
+                    "column \"{}\" cannot be read as {}",
+                    self.columns[column].name,
+                    std::any::type_name::<T>()
+                ),
             )
         })
     }

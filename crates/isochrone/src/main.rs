@@ -110,7 +110,10 @@ fn start(args: StartArgs) -> anyhow::Result<i32> {
         anyhow::bail!("--join: clusters of several nodes are not available yet; see docs/status.md");
     }
     if !args.cluster.ip().is_loopback() && !args.insecure {
-        anyhow::bail!("--cluster {} is not a loopback address: add --insecure if this network is yours", args.cluster);
+        anyhow::bail!(
+            "--cluster {} is not a loopback address: add --insecure if this network is yours",
+            args.cluster
+        );
     }
     if let Some(locality) = &args.locality {
         for pair in locality.split(',') {
@@ -130,7 +133,11 @@ fn start(args: StartArgs) -> anyhow::Result<i32> {
         StorageArg::Lsm => Storage::Lsm,
         StorageArg::Memory => Storage::Memory,
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("gateway").build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("gateway")
+        .thread_stack_size(isochrone_sql::parse::STACK_BYTES_MIN)
+        .build()?;
     let code = runtime.block_on(isochrone_server::run(config))?;
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     Ok(code)

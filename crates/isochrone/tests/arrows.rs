@@ -83,7 +83,8 @@ fn dependencies(manifest: &str) -> BTreeSet<String> {
 #[test]
 fn arrows_point_down() {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let allowed: BTreeMap<&str, BTreeSet<&str>> = ARROWS.iter().map(|(c, d)| (*c, d.iter().copied().collect())).collect();
+    let allowed: BTreeMap<&str, BTreeSet<&str>> =
+        ARROWS.iter().map(|(c, d)| (*c, d.iter().copied().collect())).collect();
     let mut seen = BTreeSet::new();
     for entry in std::fs::read_dir(crates).unwrap() {
         let path = entry.unwrap().path();
@@ -96,7 +97,10 @@ fn arrows_point_down() {
                 assert!(allowed.contains(dependency.as_str()), "{name} may not lean on {dependency}");
             }
             for (foreign, home) in FOREIGN {
-                assert!(dependency != *foreign || name == *home, "{foreign} stops at {home}, but {name} uses it");
+                assert!(
+                    dependency != *foreign || name == *home,
+                    "{foreign} stops at {home}, but {name} uses it"
+                );
             }
         }
         seen.insert(name);

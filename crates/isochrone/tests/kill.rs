@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::Server;
-use isochrone_env::{Random, SplitMix64, os};
+use isochrone_env::{SplitMix64, os};
 use tokio::sync::watch;
 use tokio_postgres::Config;
 
@@ -57,9 +57,12 @@ async fn client(id: u64, seed: u64, shared: Arc<Shared>) -> BTreeSet<i64> {
             let row = (id as i64) << 40 | sequence;
             let transfer = async {
                 let txn = client.transaction().await?;
-                txn.execute("UPDATE accounts SET balance = balance - $1 WHERE id = $2", &[&amount, &from]).await?;
-                txn.execute("UPDATE accounts SET balance = balance + $1 WHERE id = $2", &[&amount, &to]).await?;
-                txn.execute("INSERT INTO ledger VALUES ($1, $2, $3, $4)", &[&row, &from, &to, &amount]).await?;
+                txn.execute("UPDATE accounts SET balance = balance - $1 WHERE id = $2", &[&amount, &from])
+                    .await?;
+                txn.execute("UPDATE accounts SET balance = balance + $1 WHERE id = $2", &[&amount, &to])
+                    .await?;
+                txn.execute("INSERT INTO ledger VALUES ($1, $2, $3, $4)", &[&row, &from, &to, &amount])
+                    .await?;
                 txn.commit().await
             };
             match transfer.await {
@@ -95,7 +98,10 @@ async fn acknowledged_survives_kills() {
             )
             .await
             .unwrap();
-        let insert = format!("INSERT INTO accounts SELECT i, {START_BALANCE} FROM generate_series(0, {}) i", ACCOUNTS - 1);
+        let insert = format!(
+            "INSERT INTO accounts SELECT i, {START_BALANCE} FROM generate_series(0, {}) i",
+            ACCOUNTS - 1
+        );
         client.batch_execute(&insert).await.unwrap();
     }
     let (tell, address) = watch::channel(Some(server.config()));

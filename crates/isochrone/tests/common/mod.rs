@@ -26,6 +26,16 @@ impl Server {
     }
 
     pub fn start_with(dir: &Path, more: &[&str]) -> Server {
+        Server::launch(dir, more)
+            .unwrap_or_else(|text| panic!("the server ended before it was ready: {text}"))
+    }
+
+    /// What it printed on standard error, when it ends before it is ready.
+    pub fn try_start(dir: &Path) -> Result<Server, String> {
+        Server::launch(dir, &[])
+    }
+
+    fn launch(dir: &Path, more: &[&str]) -> Result<Server, String> {
         let mut child = isochrone()
             .args(["start", "--data"])
             .arg(dir)
@@ -33,8 +43,23 @@ impl Server {
             .args(more)
             .env("ISOCHRONE_LOG", "warn")
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .expect("the binary starts");
+        // What it says on standard error is passed on, and kept in case it does not start.
+        let mut stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
+        let said = std::thread::Builder::new()
+            .spawn(move || {
+                let mut text = String::new();
+                let mut line = String::new();
+                while stderr.read_line(&mut line).is_ok_and(|n| n > 0) {
+                    eprint!("{line}");
+                    text.push_str(&line);
+                    line.clear();
+                }
+                text
+            })
+            .expect("a thread");
         let mut lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
         let (mut sql, mut http) = (None, None);
         for line in lines.by_ref() {
@@ -54,9 +79,10 @@ impl Server {
         // Nobody reads further lines; the server prints none after "ready" but on the way down.
         std::thread::Builder::new().spawn(move || lines.for_each(drop)).expect("a thread");
         let (Some(sql), Some(http)) = (sql, http) else {
-            panic!("the server ended before it was ready: {:?}", child.wait());
+            let status = child.wait().expect("the process ends");
+            return Err(format!("{status}: {}", said.join().expect("the reader does not panic")));
         };
-        Server { child, sql, http }
+        Ok(Server { child, sql, http })
     }
 
     pub fn pid(&self) -> u32 {
