@@ -29,9 +29,9 @@ pub mod log;
 pub mod metrics;
 pub mod shell;
 mod store;
-pub mod wal_log;
 #[cfg(test)]
 mod tests;
+pub mod wal_log;
 
 pub use group::GroupStatus;
 pub use inbox::{Handle, Inbox, ProposeError};

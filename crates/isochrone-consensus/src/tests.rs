@@ -325,6 +325,7 @@ fn too_many_batches_in_flight_hold_new_ones_back_without_spinning() {
 
 /// Three nodes under a seed: messages are lost, delayed and repeated, disks are slow, nodes crash and come back with
 /// what was durable. Afterwards everything heals.
+#[expect(clippy::needless_range_loop, reason = "a node's number is also its address in the network")]
 fn three_nodes(seed: u64) {
     let random = SplitMix64::new(seed);
     let voters = [NodeId(1), NodeId(2), NodeId(3)];

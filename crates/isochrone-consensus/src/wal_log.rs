@@ -32,7 +32,10 @@ impl GroupLog for WalLog {
     ) -> Result<Vec<LogEntry>, String> {
         let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
         let entries = self.0.entries(shard, low..high, bytes_max).map_err(|e| e.to_string())?;
-        Ok(entries.into_iter().map(|e| LogEntry { index: e.index, term: e.term, payload: e.payload }).collect())
+        Ok(entries
+            .into_iter()
+            .map(|e| LogEntry { index: e.index, term: e.term, payload: e.payload })
+            .collect())
     }
 
     fn hard_state(&self, shard: ShardId) -> Option<HardState> {

@@ -172,7 +172,7 @@ impl Node {
 
     /// Writes the descriptors of this node's shards into the meta range, where they differ.
     async fn write_meta(&self) -> Result<(), Error> {
-        write_meta(&*self.store, &self.local, self.id).await
+        write_meta(&self.store, &self.local, self.id).await
     }
 
     /// What is due now and then: leases, floors, recovery (the shards' own duties), flushes and truncation. To be

@@ -144,8 +144,8 @@ fn open_log(env: &Env, config: &NodeConfig) -> anyhow::Result<Log> {
     let dir = config.data_dir.join("wal");
     let mut wal = isochrone_wal::Config::new(&dir);
     wal.segment_bytes = config.wal_segment_bytes;
-    let (mut log, report) =
-        Log::open(env.disk.clone(), wal).with_context(|| format!("cannot open the log in {}", dir.display()))?;
+    let (mut log, report) = Log::open(env.disk.clone(), wal)
+        .with_context(|| format!("cannot open the log in {}", dir.display()))?;
     log.set_clock(env.clock.clone());
     if let Tail::Cut { file, offset, what } = &report.tail {
         tracing::warn!(file = %file.display(), offset, what, "the log ended in a torn write, which was cut");
@@ -153,7 +153,12 @@ fn open_log(env: &Env, config: &NodeConfig) -> anyhow::Result<Log> {
     Ok(log)
 }
 
-async fn duties(node: Arc<Node>, config: NodeConfig, durable_engine: bool, mut stopping: watch::Receiver<bool>) {
+async fn duties(
+    node: Arc<Node>,
+    config: NodeConfig,
+    durable_engine: bool,
+    mut stopping: watch::Receiver<bool>,
+) {
     let mut since_gc = Duration::ZERO;
     let mut warned = false;
     loop {
@@ -195,7 +200,8 @@ impl Health for NodeHealth {
         if let Some(reason) = &*self.failure.lock().expect("nothing panics while it is held") {
             return Err(reason.clone());
         }
-        match self.node.local.shards().states().into_iter().find_map(|s| s.stopped.map(|why| (s.shard, why))) {
+        match self.node.local.shards().states().into_iter().find_map(|s| s.stopped.map(|why| (s.shard, why)))
+        {
             Some((shard, why)) => Err(format!("shard {shard} has stopped: {why}")),
             None => Ok(()),
         }

@@ -31,7 +31,8 @@ async fn listen(what: &str, flag: &str, address: SocketAddr) -> anyhow::Result<T
 /// Runs a server until it is told to stop. Returns the process's exit code.
 pub async fn run(config: ServerConfig) -> anyhow::Result<i32> {
     config.validate().map_err(anyhow::Error::msg)?;
-    let recorder = PrometheusBuilder::new().install_recorder().context("cannot install the metrics recorder")?;
+    let recorder =
+        PrometheusBuilder::new().install_recorder().context("cannot install the metrics recorder")?;
     isochrone_consensus::metrics::describe();
     let sql = listen("SQL clients", "--sql", config.sql).await?;
     let http = listen("HTTP", "--http", config.http).await?;

@@ -32,6 +32,8 @@ use crate::shards::Shards;
 
 /// Pause before a request that was not served is routed again.
 const RETRY_PAUSE: Duration = Duration::from_millis(5);
+/// Pause between two steps of clearing a range.
+const CLEAR_PAUSE: Duration = Duration::from_millis(2);
 /// Timestamps further than this ahead of the clock are refused: a read there would push every later write.
 const FUTURE_MAX_US: u64 = 10_000_000;
 /// Evaluations of one request whose assumptions did not hold at application; then "not served".
@@ -403,6 +405,8 @@ impl LocalShards {
                 if !more {
                     break;
                 }
+                // Nobody waits for the room, and somebody may wait for the store loop.
+                self.timer.sleep(CLEAR_PAUSE).await;
             }
         }
         Ok(())

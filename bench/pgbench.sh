@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# pgbench against Isochrone and PostgreSQL, cell by cell in one run on this machine, both with fsync on.
+#
+#   cargo build --release && bench/pgbench.sh           (about 4 minutes)
+#   SECS=3 CLIENTS="8" bench/pgbench.sh                 a quick look
+#
+# Prints, per cell: transactions per second, failed transactions, and server CPU (user + system, all server processes)
+# per transaction. Load generator and servers share the cores, so tx/s depend on their number; CPU per transaction
+# much less so. Needs pgbench, psql, initdb, pg_ctl (Debian: postgresql). Removes everything it started.
+set -euo pipefail
+SECS=${SECS:-5} SCALE=${SCALE:-10} CLIENTS=${CLIENTS:-1 8 32}
+BIN=${BIN:-${CARGO_TARGET_DIR:-target}/release/isochrone}
+PG=$(dirname "$(command -v initdb || ls -d /usr/lib/postgresql/*/bin/initdb 2>/dev/null | sort -V | tail -1)")
+[ -x "$PG/initdb" ] || { echo "PostgreSQL's server is not installed" >&2; exit 2; }
+work=$(mktemp -d)
+as() { if [ "$(id -u)" = 0 ]; then runuser -u postgres -- "$@"; else "$@"; fi; }
+[ "$(id -u)" = 0 ] && chown postgres "$work"
+cleanup() {
+  as "$PG/pg_ctl" -D "$work/pg" -m immediate -w stop >/dev/null 2>&1 || true
+  [ -n "${iso:-}" ] && kill "$iso" 2>/dev/null && wait "$iso" || true
+  rm -rf "$work"
+}
+trap cleanup EXIT
+cd "$work"
+
+as "$PG/initdb" -D "$work/pg" -U root -A trust -E UTF8 --locale=C >/dev/null
+as tee -a "$work/pg/postgresql.conf" >/dev/null <<CONF
+listen_addresses = '127.0.0.1'
+unix_socket_directories = '$work'
+port = 5541
+shared_buffers = 1GB
+max_wal_size = 4GB
+CONF
+as "$PG/pg_ctl" -D "$work/pg" -l "$work/pg.log" -w start >/dev/null
+pg=$(head -1 "$work/pg/postmaster.pid")
+mkdir "$work/iso"
+ISOCHRONE_LOG=warn "$OLDPWD/$BIN" start --data "$work/iso/data" --sql 127.0.0.1:5542 --http 127.0.0.1:8542 >"$work/iso.log" 2>&1 &
+iso=$!
+for _ in $(seq 500); do grep -q ^ready "$work/iso.log" && break; sleep 0.02; done
+
+export PGHOST=127.0.0.1 PGUSER=root
+use() { case $1 in pg) export PGPORT=5541 PGDATABASE=postgres ;; iso) export PGPORT=5542 PGDATABASE=isochrone ;; esac; }
+cpu_us() { # of a process, its children, and its reaped children
+  local pids; pids="$1 $(pgrep -P "$1" | tr '\n' ' ')"
+  for p in $pids; do cat "/proc/$p/stat" 2>/dev/null; done |
+    awk -v top="$1" '{ s += $14 + $15; if ($1 == top) s += $16 + $17 } END { print s * 10000 }'
+}
+for s in pg iso; do use $s; pgbench -i -q -s "$SCALE" >/dev/null 2>&1; done
+sleep 5 # what the load left behind to be cleaned up
+
+cell() { # server, pgbench arguments
+  local s=$1 pid before after out n; shift
+  use "$s"; pid=$([ "$s" = pg ] && echo "$pg" || echo "$iso")
+  before=$(cpu_us "$pid"); out=$(pgbench -n -T "$SECS" -j 2 "$@" 2>&1); after=$(cpu_us "$pid")
+  n=$(awk '/actually processed/ { split($6, a, "/"); print a[1] }' <<<"$out")
+  awk -v n="$n" -v c=$((after - before)) \
+    '/failed transactions/ { f = $5 } /^tps/ { t = $3 } END { printf "%.0f %s %.0f\n", t, f, n ? c / n : 0 }' <<<"$out"
+}
+echo "| workload | clients | PostgreSQL tx/s | Isochrone tx/s | ratio | PostgreSQL us/tx | Isochrone us/tx | failed |"
+echo "|---|---|---|---|---|---|---|---|"
+row() {
+  local name=$1 clients=$2; shift 2
+  read -r pt pf pc < <(cell pg -c "$clients" "$@")
+  read -r it if ic < <(cell iso -c "$clients" "$@")
+  awk -v n="$name" -v c="$clients" -v pt="$pt" -v it="$it" -v pc="$pc" -v ic="$ic" -v f="$pf/$if" \
+    'BEGIN { printf "| %s | %s | %s | %s | %.2f | %s | %s | %s |\n", n, c, pt, it, pt ? it / pt : 0, pc, ic, f }'
+}
+for c in $CLIENTS; do
+  for m in simple extended prepared; do row "select-only, $m" "$c" -S -M $m; done
+  for m in simple extended prepared; do row "simple-update, $m" "$c" -N -M $m; done
+  for m in simple extended prepared; do row "tpcb-like, $m" "$c" -M $m; done
+done
