@@ -14,6 +14,7 @@ use anyhow::Context;
 use isochrone_consensus::shell::{self, NoPeers, Wiring};
 use isochrone_consensus::wal_log::WalSink;
 use isochrone_env::Env;
+use isochrone_storage::metrics::{Kind, METRICS};
 use isochrone_storage::{Engine, LsmConfig, LsmEngine, MemEngine};
 use isochrone_txn::Recoverer;
 use isochrone_wal::writer::{self, LogWriter};
@@ -35,7 +36,7 @@ pub struct Running {
     identity: Identity,
     durable_engine: bool,
     stop: watch::Sender<bool>,
-    duties: Option<JoinHandle<()>>,
+    duties: Vec<JoinHandle<()>>,
     loop_thread: Option<shell::Running>,
     writer: Arc<LogWriter>,
     failure: Arc<Mutex<Option<String>>>,
@@ -86,7 +87,7 @@ impl Running {
             identity,
             durable_engine,
             stop,
-            duties: None,
+            duties: Vec::new(),
             loop_thread: Some(loop_thread),
             writer,
             failure,
@@ -95,7 +96,10 @@ impl Running {
         };
         let shards = node.serve().await?;
         tracing::info!(shards, "serving");
-        running.duties = Some(tokio::spawn(duties(node, config.clone(), durable_engine, stopping)));
+        running.duties = vec![
+            tokio::spawn(collect_garbage(node.clone(), config.gc_ttl, stopping.clone())),
+            tokio::spawn(duties(node, config.clone(), durable_engine, stopping)),
+        ];
         Ok(running)
     }
 
@@ -121,8 +125,8 @@ impl Running {
     /// Stops the node. What was acknowledged is durable with or without this; it makes the next start quick.
     pub async fn close(mut self) -> anyhow::Result<()> {
         let _ = self.stop.send(true);
-        if let Some(duties) = self.duties.take() {
-            duties.await.context("the node's duties panicked")?;
+        for duty in std::mem::take(&mut self.duties) {
+            duty.await.context("the node's duties panicked")?;
         }
         let (node, durable) = (self.node.clone(), self.durable_engine && self.writer.failed().is_none());
         let loop_thread = self.loop_thread.take();
@@ -153,13 +157,13 @@ fn open_log(env: &Env, config: &NodeConfig) -> anyhow::Result<Log> {
     Ok(log)
 }
 
+/// The node's own duties, in time for leases.
 async fn duties(
     node: Arc<Node>,
     config: NodeConfig,
     durable_engine: bool,
     mut stopping: watch::Receiver<bool>,
 ) {
-    let mut since_gc = Duration::ZERO;
     let mut warned = false;
     loop {
         tokio::select! {
@@ -176,12 +180,45 @@ async fn duties(
             }
             Err(_) => {}
         }
-        since_gc += config.tick;
-        if since_gc >= GC_EVERY {
-            since_gc = Duration::ZERO;
-            if let Err(error) = node.collect_garbage(config.gc_ttl).await {
+        export(&*node.engine);
+    }
+}
+
+/// Garbage collection, which may take long and must not hold up leases.
+async fn collect_garbage(node: Arc<Node>, ttl: Duration, mut stopping: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            biased;
+            _ = stopping.changed() => return,
+            () = tokio::time::sleep(GC_EVERY) => {}
+        }
+        tokio::select! {
+            biased;
+            _ = stopping.changed() => return,
+            result = node.collect_garbage(ttl) => if let Err(error) = result {
                 tracing::warn!(%error, "old versions could not be collected; tried again in a minute");
-            }
+            },
+        }
+    }
+}
+
+/// The engine's figures as metrics.
+fn export(engine: &dyn Engine) {
+    let stats = engine.stats();
+    for metric in METRICS {
+        match metric.kind {
+            Kind::Counter => metrics::counter!(metric.name).absolute((metric.read)(&stats)),
+            Kind::Gauge => metrics::gauge!(metric.name).set((metric.read)(&stats) as f64),
+        }
+    }
+}
+
+/// What the engine's metrics mean, for the recorder.
+pub(crate) fn describe_metrics() {
+    for metric in METRICS {
+        match metric.kind {
+            Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
+            Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
         }
     }
 }
@@ -199,6 +236,10 @@ impl Health for NodeHealth {
         }
         if let Some(reason) = &*self.failure.lock().expect("nothing panics while it is held") {
             return Err(reason.clone());
+        }
+        // The rows stay readable and the log has them; but no flush will end any more.
+        if let Some(error) = self.node.engine.stats().poisoned {
+            return Err(format!("the storage engine has failed: {error}"));
         }
         match self.node.local.shards().states().into_iter().find_map(|s| s.stopped.map(|why| (s.shard, why)))
         {

@@ -22,6 +22,11 @@ use crate::running::Running;
 /// The one database of a cluster.
 pub const DATABASE: &str = "isochrone";
 
+/// How often samples are folded into histograms.
+const METRICS_UPKEEP: std::time::Duration = std::time::Duration::from_secs(5);
+/// How long HTTP requests get to finish when the server drains, once the SQL clients are gone.
+const HTTP_DRAIN: std::time::Duration = std::time::Duration::from_secs(1);
+
 async fn listen(what: &str, flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
@@ -34,6 +39,7 @@ pub async fn run(config: ServerConfig) -> anyhow::Result<i32> {
     let recorder =
         PrometheusBuilder::new().install_recorder().context("cannot install the metrics recorder")?;
     isochrone_consensus::metrics::describe();
+    crate::running::describe_metrics();
     let sql = listen("SQL clients", "--sql", config.sql).await?;
     let http = listen("HTTP", "--http", config.http).await?;
     let (sql_address, http_address) = (sql.local_addr()?, http.local_addr()?);
@@ -51,9 +57,19 @@ pub async fn run(config: ServerConfig) -> anyhow::Result<i32> {
         // An error means that the sender is gone, which also is the end.
         let _ = stopping.wait_for(|stop| *stop).await;
     };
+    // Histograms keep every sample until this is called, or somebody asks for the metrics.
+    let upkeep = tokio::spawn({
+        let recorder = recorder.clone();
+        async move {
+            loop {
+                tokio::time::sleep(METRICS_UPKEEP).await;
+                recorder.run_upkeep();
+            }
+        }
+    });
     let http_end = stopped(stopping.clone());
     let health = running.health();
-    let http = tokio::spawn(async move { http::serve(http, health, recorder, http_end).await });
+    let mut http = tokio::spawn(async move { http::serve(http, health, recorder, http_end).await });
     let sql = tokio::spawn({
         let end = stopped(stopping);
         async move { server.serve(sql, end).await }
@@ -80,10 +96,18 @@ pub async fn run(config: ServerConfig) -> anyhow::Result<i32> {
     let _ = stop.send(true);
     let drained = async {
         let served = sql.await.context("the SQL server panicked")?;
-        let http = http.await.context("the HTTP server panicked")?;
+        // An HTTP client that never ends its request does not keep the node from ending.
+        let served_http = match tokio::time::timeout(HTTP_DRAIN, &mut http).await {
+            Ok(ended) => ended.context("the HTTP server panicked")?,
+            Err(_) => {
+                http.abort();
+                Ok(())
+            }
+        };
+        upkeep.abort();
         running.close().await?;
         served.context("serving SQL clients")?;
-        http.context("serving HTTP")
+        served_http.context("serving HTTP")
     };
     tokio::select! {
         biased;

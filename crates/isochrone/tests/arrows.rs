@@ -69,7 +69,7 @@ const FOREIGN: &[(&str, &str)] = &[
     ("sqlparser", "isochrone-sql"),
     ("pgwire", "isochrone-pgwire"),
     ("axum", "isochrone-server"),
-    ("bigdecimal", "isochrone-types"),
+    ("num-bigint", "isochrone-types"),
     ("jiff", "isochrone-types"),
     ("rustyline", "isochrone-cli"),
 ];
