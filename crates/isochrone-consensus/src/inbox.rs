@@ -47,6 +47,8 @@ struct State {
     proposals: usize,
     proposal_bytes: usize,
     closed: Option<String>,
+    /// The loop is gone: nobody will take what is put in.
+    ended: bool,
 }
 
 /// The inbox itself. `wake` is called whenever the loop has something new to look at.
@@ -65,9 +67,15 @@ impl Inbox {
         self.state.lock().expect("nothing panics while the inbox is locked")
     }
 
-    /// Adds an event that is not a proposal.
+    /// Adds an event that is not a proposal. After the loop's end it is dropped, and with it the way back to whoever
+    /// waits for an answer.
     pub fn push(&self, event: Event) {
-        self.lock().events.push(event);
+        let mut s = self.lock();
+        if s.ended {
+            return;
+        }
+        s.events.push(event);
+        drop(s);
         (self.wake)();
     }
 
@@ -85,6 +93,17 @@ impl Inbox {
         if s.closed.is_none() {
             s.closed = Some(reason.to_string());
         }
+    }
+
+    /// The loop is gone: closes, and drops what nobody will take any more, so that nobody waits for an answer.
+    pub fn end(&self, reason: &str) {
+        self.close(reason);
+        let events = {
+            let mut s = self.lock();
+            s.ended = true;
+            std::mem::take(&mut s.events)
+        };
+        drop(events); // outside the lock: who waited may run at once
     }
 }
 

@@ -87,8 +87,26 @@ impl Wiring {
     }
 }
 
-/// Starts the loop. `fatal` is called when the node cannot go on: the log failed to the point that nothing can be
-/// served, or a state machine refused an entry.
+/// What the thread does last, however it ends: nobody is left waiting, and a panic does not pass for health.
+struct LastWords {
+    inbox: Arc<Inbox>,
+    fatal: Box<dyn Fn(String) + Send>,
+}
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        let panicked = std::thread::panicking();
+        self.inbox.end(if panicked { PANICKED } else { "the node is shutting down" });
+        if panicked {
+            (self.fatal)(PANICKED.to_string());
+        }
+    }
+}
+
+const PANICKED: &str = "the store loop panicked";
+
+/// Starts the loop. `fatal` is called when the node cannot go on: a state machine refused an entry, or the loop
+/// panicked. Whatever waits in the inbox when the loop ends hears that nobody will answer.
 pub fn run(
     mut store: Store,
     wiring: Wiring,
@@ -101,6 +119,7 @@ pub fn run(
     let Wiring { inbox, wake } = wiring;
     let handle = Handle::new(inbox.clone());
     let thread = std::thread::Builder::new().name("store".into()).spawn(move || {
+        let last_words = LastWords { inbox: inbox.clone(), fatal };
         let mut events = Vec::new();
         let mut next_tick = Duration::from_nanos(clock.monotonic_ns()) + tick;
         loop {
@@ -123,7 +142,7 @@ pub fn run(
             let mut out = Output::default();
             if let Err(error) = store.step(&mut events, &mut out) {
                 inbox.close(&error.to_string());
-                fatal(error.to_string());
+                (last_words.fatal)(error.to_string());
                 break;
             }
             if let Some((number, batch)) = out.log {
