@@ -288,7 +288,11 @@ impl CopyReader {
         }
         fields.bytes.clear();
         fields.ends.clear();
-        if self.options.csv { self.parse_csv(line, fields) } else { self.parse_text(line, fields) }
+        if self.options.csv {
+            self.parse_csv(line, fields)
+        } else {
+            self.parse_text(line, fields)
+        }
         Ok(true)
     }
 
@@ -498,9 +502,8 @@ impl CopyWriter {
             return;
         }
         let special = |b: &u8| [o.delimiter, o.quote, b'\n', b'\r'].contains(b);
-        let quote = self.text == o.null.as_bytes()
-            || self.text.iter().any(special)
-            || (alone && self.text == b"\\.");
+        let quote =
+            self.text == o.null.as_bytes() || self.text.iter().any(special) || (alone && self.text == b"\\.");
         if !quote {
             out.extend_from_slice(&self.text);
             return;
@@ -526,7 +529,9 @@ mod tests {
         let mut out = Vec::new();
         let mut take = |r: &mut CopyReader, finished| -> Result<(), Error> {
             while r.next(finished, &mut f)? {
-                out.push((0..f.len()).map(|i| Ok(f.get(i)?.map(str::to_string))).collect::<Result<_, Error>>()?);
+                out.push(
+                    (0..f.len()).map(|i| Ok(f.get(i)?.map(str::to_string))).collect::<Result<_, Error>>()?,
+                );
             }
             Ok(())
         };

@@ -51,8 +51,11 @@ pub struct SessionFunction {
     /// Its value does not change within a statement.
     pub stable: bool,
     /// The function.
-    pub call: Arc<dyn Fn(&[Datum], &EvalContext) -> Result<Datum, Error> + Send + Sync>,
+    pub call: SessionCall,
 }
+
+/// The code of a [`SessionFunction`].
+pub type SessionCall = Arc<dyn Fn(&[Datum], &EvalContext) -> Result<Datum, Error> + Send + Sync>;
 
 /// Names of the catalog, at one version of it.
 pub trait CatalogView: Send + Sync {

@@ -66,10 +66,8 @@ impl RowCodec {
     pub fn new(table: &Arc<TableDescriptor>) -> Result<RowCodec, Error> {
         let key = key_columns(table, &table.primary)?;
         let in_key = |at: usize| key.iter().any(|(k, ty, _)| *k == at && !key_loses(*ty));
-        let mut stored: Vec<(u32, usize)> = (0..table.columns.len())
-            .filter(|at| !in_key(*at))
-            .map(|at| (table.columns[at].id, at))
-            .collect();
+        let mut stored: Vec<(u32, usize)> =
+            (0..table.columns.len()).filter(|at| !in_key(*at)).map(|at| (table.columns[at].id, at)).collect();
         stored.sort_unstable();
         Ok(RowCodec {
             prefix: index_prefix(table.table_id, 0),
@@ -113,9 +111,9 @@ impl RowCodec {
     /// The whole row.
     pub fn decode(&self, key: &[u8], value: &[u8]) -> Result<Vec<Datum>, Error> {
         let mut row = self.absent.clone();
-        let mut rest = key
-            .strip_prefix(self.prefix.as_slice())
-            .ok_or_else(|| Error::corrupted(format!("a key does not belong to table \"{}\"", self.table.name)))?;
+        let mut rest = key.strip_prefix(self.prefix.as_slice()).ok_or_else(|| {
+            Error::corrupted(format!("a key does not belong to table \"{}\"", self.table.name))
+        })?;
         for (at, ty, descending) in &self.key {
             row[*at] = decode_key(ty, *descending, &mut rest)?;
         }
@@ -181,10 +179,7 @@ pub fn unique_violation(
     let (message, verb) = if creating {
         (format!("could not create unique index \"{}\"", index.name), "is duplicated")
     } else {
-        (
-            format!("duplicate key value violates unique constraint \"{}\"", index.name),
-            "already exists",
-        )
+        (format!("duplicate key value violates unique constraint \"{}\"", index.name), "already exists")
     };
     Error::new(SqlState::UNIQUE_VIOLATION, message)
         .with_detail(format!("Key ({})=({}) {verb}.", names.join(", "), values.join(", ")))

@@ -25,7 +25,10 @@ const CUSTOM_MAX: usize = 256;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
     Bool,
-    Int { min: i64, max: i64 },
+    Int {
+        min: i64,
+        max: i64,
+    },
     /// Milliseconds.
     Duration,
     Float,
@@ -245,9 +248,9 @@ fn normalise(setting: &Setting, old: &str, value: &str) -> Result<String, Error>
                 format!("parameter \"{name}\" cannot be changed"),
             ));
         }
-        Kind::Bool => if parse_bool(value)
-            .ok_or_else(|| Error::invalid_parameter(format!("parameter \"{name}\" requires a Boolean value")))?
-        {
+        Kind::Bool => if parse_bool(value).ok_or_else(|| {
+            Error::invalid_parameter(format!("parameter \"{name}\" requires a Boolean value"))
+        })? {
             "on"
         } else {
             "off"
@@ -298,9 +301,7 @@ fn normalise(setting: &Setting, old: &str, value: &str) -> Result<String, Error>
                 _ => return Err(bad()),
             }
         }
-        Kind::Isolation => {
-            isolation_name(parse_isolation(value).ok_or_else(bad)?).to_string()
-        }
+        Kind::Isolation => isolation_name(parse_isolation(value).ok_or_else(bad)?).to_string(),
         Kind::DateStyle => {
             let mut order = old.rsplit(", ").next().unwrap_or("MDY").to_string();
             for word in value.split(',').map(str::trim).filter(|w| !w.is_empty()) {
@@ -544,7 +545,11 @@ impl Settings {
                 _ => DateOrder::Mdy,
             },
             extra_float_digits: get("extra_float_digits").parse().unwrap_or(1),
-            bytea_output: if get("bytea_output") == "escape" { ByteaOutput::Escape } else { ByteaOutput::Hex },
+            bytea_output: if get("bytea_output") == "escape" {
+                ByteaOutput::Escape
+            } else {
+                ByteaOutput::Hex
+            },
             interval_style: if get("IntervalStyle") == "iso_8601" {
                 IntervalStyle::Iso8601
             } else {
@@ -553,7 +558,9 @@ impl Settings {
             transaction_time: self.eval.transaction_time,
         };
         let mut hash = Fnv64::default();
-        for name in ["TimeZone", "DateStyle", "IntervalStyle", "extra_float_digits", "bytea_output", "search_path"] {
+        for name in
+            ["TimeZone", "DateStyle", "IntervalStyle", "extra_float_digits", "bytea_output", "search_path"]
+        {
             hash.update(get(name).as_bytes());
             hash.update(&[0]);
         }

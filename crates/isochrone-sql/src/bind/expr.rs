@@ -124,6 +124,13 @@ impl Binder<'_> {
                 if !matches!(kind, ast::CastKind::Cast | ast::CastKind::DoubleColon) {
                     return Err(Error::unsupported("TRY_CAST"));
                 }
+                if let Some((to_name, to_oid)) = oid_alias(ty) {
+                    // No types of their own: from an oid they give the name, from a name the oid.
+                    let e = self.expr(expr)?;
+                    let text = e.ty.is_string() || e.ty == Type::Unknown;
+                    let span = sqlparser::ast::Spanned::span(expr.as_ref());
+                    return self.call(if text { to_oid } else { to_name }, vec![e], span);
+                }
                 let ty = data_type(ty)?;
                 if let (ast::Expr::Array(a), Type::Array(_)) = (strip(expr), ty)
                     && a.elem.is_empty()
@@ -837,6 +844,17 @@ impl Binder<'_> {
         if matches!(ty, Type::Regclass | Type::Regtype | Type::Regproc) && e.ty.is_string() {
             return self.reg_cast(e, ty);
         }
+        // The other way, too: the name of an oid is the catalog's.
+        if e.ty == Type::Regclass
+            && ty.is_string()
+            && let Some(f) = self.catalog.function("regclass_out", &[Type::Oid])
+        {
+            let name = Expr::new(
+                Kind::Call(Arc::new(Function::Session("regclass_out".to_owned(), f)), vec![e]),
+                Type::Text,
+            );
+            return self.cast_to(name, ty, context);
+        }
         // Only a modifier is dropped: the value stays.
         if e.ty.same_base(ty) && ty == ty.base() {
             e.ty = ty;
@@ -943,4 +961,14 @@ fn operator_symbol(op: &BinaryOperator) -> Result<String, Error> {
         | BinaryOperator::Assignment => return Err(Error::unsupported(format!("operator {op}"))),
         other => other.to_string(),
     })
+}
+
+/// The functions behind casts to `regnamespace` and `regrole`.
+fn oid_alias(ty: &ast::DataType) -> Option<(&'static str, &'static str)> {
+    let ast::DataType::Custom(name, _) = ty else { return None };
+    match name_parts(name).ok()?.pop()?.as_str() {
+        "regnamespace" => Some(("regnamespace_out", "to_regnamespace")),
+        "regrole" => Some(("pg_get_userbyid", "to_regrole")),
+        _ => None,
+    }
 }

@@ -241,9 +241,7 @@ impl Sequences for SessionSequences {
     fn reserve<'a>(&'a self, sequence: u32, n: usize) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async move {
             let have = self.with(|m| {
-                m.reserved
-                    .get(&sequence)
-                    .map_or(0, |q| q.iter().map(|(_, r)| r.end - r.start).sum::<u64>())
+                m.reserved.get(&sequence).map_or(0, |q| q.iter().map(|(_, r)| r.end - r.start).sum::<u64>())
             });
             let need = (n as u64).saturating_sub(have);
             if need == 0 {

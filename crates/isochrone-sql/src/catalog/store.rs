@@ -175,7 +175,8 @@ impl CatalogCache {
         }
         // Cleared first: a doubt that is raised while we read stays.
         self.doubtful.store(false, Ordering::Release);
-        let options = TxnOptions { isolation: Isolation::RepeatableRead, read_only: true, ..TxnOptions::default() };
+        let options =
+            TxnOptions { isolation: Isolation::RepeatableRead, read_only: true, ..TxnOptions::default() };
         let mut txn = store.begin(options);
         match load(&mut *txn).await {
             Ok(snapshot) => {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use isochrone_types::{CastContext, Datum, Error, SqlState, Type};
 use sqlparser::ast::{
-    AlterColumnOperation, AlterIndexOperation, AlterTable, AlterTableOperation, ColumnDef, DataType, Expr, Ident,
-    ObjectName, RenameTableNameKind, TableConstraint,
+    AlterColumnOperation, AlterIndexOperation, AlterTable, AlterTableOperation, ColumnDef, DataType, Expr,
+    Ident, ObjectName, RenameTableNameKind, TableConstraint,
 };
 
 use super::create_table::{
@@ -19,15 +19,8 @@ use crate::catalog::Object;
 use crate::descriptor::{IndexDescriptor, ROW_ID, TableDescriptor};
 
 /// Functions whose value differs from row to row: such a DEFAULT cannot be computed once for all rows.
-const VOLATILE: &[&str] = &[
-    "nextval",
-    "random",
-    "gen_random_uuid",
-    "uuid_generate_v4",
-    "clock_timestamp",
-    "timeofday",
-    "setval",
-];
+const VOLATILE: &[&str] =
+    &["nextval", "random", "gen_random_uuid", "uuid_generate_v4", "clock_timestamp", "timeofday", "setval"];
 
 fn undefined_column(table: &TableDescriptor, name: &str) -> Error {
     Error::new(
@@ -174,8 +167,7 @@ async fn add_constraint(
         ctx.put_table(next.clone())?;
         check_expressions(ctx, &next)?;
         for (name, expr) in added {
-            let sql =
-                format!("SELECT 1 FROM public.{} WHERE NOT ({expr}) LIMIT 1", quote(&table.name));
+            let sql = format!("SELECT 1 FROM public.{} WHERE NOT ({expr}) LIMIT 1", quote(&table.name));
             if !ctx.query_rows(&sql).await?.is_empty() {
                 return Err(Error::new(
                     SqlState::CHECK_VIOLATION,
@@ -285,7 +277,9 @@ async fn add_column(
         || column.default.as_ref().is_some_and(|d| VOLATILE.iter().any(|f| mentions(d, f)));
     let empty = !find_row(ctx, table, &|_| true).await?;
     if volatile && !empty {
-        return Err(Error::unsupported("ADD COLUMN with a DEFAULT that differs from row to row, on a table with rows"));
+        return Err(Error::unsupported(
+            "ADD COLUMN with a DEFAULT that differs from row to row, on a table with rows",
+        ));
     }
     let mut next = TableDescriptor::clone(table);
     column.id = next.next_column_id;
@@ -532,8 +526,7 @@ async fn set_type(
     let mut next = fresh_copy(ctx, table).await?;
     next.columns[at].ty = to;
     if let Some(missing) = next.columns[at].missing.take() {
-        next.columns[at].missing =
-            Some(isochrone_types::cast(missing, &from, &to, context, ctx.settings)?);
+        next.columns[at].missing = Some(isochrone_types::cast(missing, &from, &to, context, ctx.settings)?);
     }
     let next = Arc::new(next);
     let settings = ctx.settings.clone();

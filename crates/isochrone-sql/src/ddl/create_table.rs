@@ -179,7 +179,8 @@ impl Parts {
                 }
                 ColumnOption::Collation(c) => {
                     let c = c.to_string().to_lowercase().replace('"', "");
-                    if !["c", "posix", "default", "pg_catalog.c", "pg_catalog.default"].contains(&c.as_str()) {
+                    if !["c", "posix", "default", "pg_catalog.c", "pg_catalog.default"].contains(&c.as_str())
+                    {
                         return Err(Error::unsupported(format!("collation {c}")));
                     }
                 }
@@ -187,7 +188,9 @@ impl Parts {
             }
         }
         if null && column.not_null {
-            return Err(Error::syntax(format!("conflicting NULL/NOT NULL declarations for column \"{name}\"")));
+            return Err(Error::syntax(format!(
+                "conflicting NULL/NOT NULL declarations for column \"{name}\""
+            )));
         }
         self.columns.push(column);
         Ok(())
@@ -393,7 +396,8 @@ fn refuse(create: &CreateTable) -> Result<(), Error> {
         for option in options {
             let text = option.to_string().to_lowercase();
             // Storage parameters of a heap that we do not have change nothing.
-            let known = ["fillfactor", "autovacuum_", "toast", "parallel_workers", "log_autovacuum", "vacuum_"];
+            let known =
+                ["fillfactor", "autovacuum_", "toast", "parallel_workers", "log_autovacuum", "vacuum_"];
             if !known.iter().any(|k| text.starts_with(k)) {
                 return Err(Error::invalid_parameter(format!("unrecognized parameter \"{text}\"")));
             }

@@ -171,9 +171,11 @@ pub(super) async fn truncate(ctx: &mut DdlContext<'_>, truncate: &Truncate) -> R
         ctx.state.on_commit.push(Action::ClearTable(table.table_id));
         if truncate.identity == Some(TruncateIdentityOption::Restart) {
             for oid in owned_sequences(ctx, &table, None) {
-                let hidden = ctx.catalog().sequence_by_oid(oid).and_then(|s| s.owned_by).is_some_and(|(_, c)| {
-                    table.position(c).is_some_and(|at| table.columns[at].hidden)
-                });
+                let hidden = ctx
+                    .catalog()
+                    .sequence_by_oid(oid)
+                    .and_then(|s| s.owned_by)
+                    .is_some_and(|(_, c)| table.position(c).is_some_and(|at| table.columns[at].hidden));
                 if !hidden {
                     ctx.state.on_commit.push(Action::RestartSequence(oid));
                 }

@@ -34,7 +34,7 @@ use sqlparser::ast::{self, Ident, ObjectName, ObjectNamePart};
 
 use crate::catalog::locks::Owner;
 use crate::catalog::{CatalogSnapshot, codec, store};
-use crate::descriptor::{SequenceDescriptor, TableDescriptor};
+use crate::descriptor::{IndexState, SequenceDescriptor, TableDescriptor};
 use crate::face::Notice;
 use crate::session::{Database, Internal, kv_error};
 
@@ -72,6 +72,8 @@ pub struct DdlState {
     pub fresh: BTreeSet<u32>,
     /// Of those, the ones that have rows written in bulk.
     pub loaded: BTreeSet<u32>,
+    /// Indexes (table oid, index id) that become Public at COMMIT.
+    pub pending: Vec<(u32, u32)>,
     /// Tables (oids) that DML of this transaction wrote through its buffer.
     pub dirty: BTreeSet<u32>,
     /// The transaction's level.
@@ -116,6 +118,27 @@ impl DdlState {
     }
 }
 
+/// Before COMMIT: indexes that were filled in bulk become Public.
+pub fn finish_pending(txn: &mut dyn KvTxn, state: &mut DdlState) -> Result<(), Error> {
+    for (oid, id) in std::mem::take(&mut state.pending) {
+        let Some(overlay) = &state.overlay else { continue };
+        // Dropped since, or made after a savepoint that was gone back to: nothing to do.
+        let Some(entry) = overlay.table_by_oid(oid) else { continue };
+        let mut table = TableDescriptor::clone(&entry.table);
+        let Some(index) = table.indexes.iter_mut().find(|i| i.id == id) else { continue };
+        index.state = IndexState::Public;
+        table.version += 1;
+        txn.put(store::descriptor_key(oid), Some(codec::encode_table(&table).into())).map_err(kv_error)?;
+        let mut next = overlay.edit();
+        next.put_table(table, Timestamp::MIN);
+        state.overlay = Some(Arc::new(next));
+    }
+    Ok(())
+}
+
+/// Prepares the text of a query against a catalog, to see whether it means something.
+pub type Check = dyn Fn(&Arc<CatalogSnapshot>, &str) -> Result<(), Error> + Send + Sync;
+
 /// What a DDL statement works with: the session's transaction and what belongs to it.
 pub struct DdlContext<'a> {
     /// The node.
@@ -133,7 +156,7 @@ pub struct DdlContext<'a> {
     /// For the client.
     pub notices: &'a mut Vec<Notice>,
     /// Checks that an expression means something: text of a query to prepare against the overlay.
-    pub check: &'a (dyn Fn(&Arc<CatalogSnapshot>, &str) -> Result<(), Error> + Send + Sync),
+    pub check: &'a Check,
     /// The settings of the session.
     pub settings: &'a isochrone_types::Settings,
     /// Runs queries of our own.
@@ -315,7 +338,11 @@ pub(crate) fn made_name(table: &str, columns: &str, suffix: &str) -> String {
     let (mut a, mut b) = (table.to_string(), columns.to_string());
     while a.len() + b.len() > room {
         // The longer part gives way, as in PostgreSQL's makeObjectName.
-        if a.len() > b.len() { a.pop() } else { b.pop() };
+        if a.len() > b.len() {
+            a.pop()
+        } else {
+            b.pop()
+        };
     }
     if b.is_empty() { format!("{a}_{suffix}") } else { format!("{a}_{b}_{suffix}") }
 }
@@ -332,7 +359,13 @@ pub async fn run(ctx: &mut DdlContext<'_>, statement: &ast::Statement) -> Result
         }
         ast::Statement::Truncate(truncate) => drop::truncate(ctx, truncate).await,
         ast::Statement::CreateSequence {
-            temporary, if_not_exists, name, data_type, sequence_options, owned_by, ..
+            temporary,
+            if_not_exists,
+            name,
+            data_type,
+            sequence_options,
+            owned_by,
+            ..
         } => {
             if *temporary {
                 return Err(Error::unsupported("temporary sequences"));
@@ -346,13 +379,15 @@ pub async fn run(ctx: &mut DdlContext<'_>, statement: &ast::Statement) -> Result
 /// ANALYZE: keeps what was counted.
 pub async fn set_row_estimate(ctx: &mut DdlContext<'_>, name: &str, rows: u64) -> Result<(), Error> {
     ctx.begin().await?;
-    if ctx.catalog().table(name).is_none() {
-        return Ok(());
-    }
-    let table = ctx.lock_table(name).await?;
-    let mut next = TableDescriptor::clone(&table);
-    next.row_estimate = rows;
-    ctx.put_table(next)
+    let catalog = ctx.catalog();
+    let Some(entry) = catalog.table(name) else { return Ok(()) };
+    // Means nothing to transactions that run: no lock, and no new moment from which the table holds.
+    let mut table = TableDescriptor::clone(&entry.table);
+    table.row_estimate = rows;
+    let bytes = codec::encode_table(&table);
+    ctx.txn.put(store::descriptor_key(table.oid), Some(bytes.into())).map_err(kv_error)?;
+    ctx.edit(|c| c.put_table(table, entry.valid_from));
+    Ok(())
 }
 
 /// 0A000 with the statement's first words.

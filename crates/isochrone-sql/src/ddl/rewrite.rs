@@ -16,13 +16,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use isochrone_base::keyspace::{index_prefix, table_prefix};
+use isochrone_base::keyspace::index_prefix;
 use isochrone_base::{Key, KeyRange, Value};
 use isochrone_txn::kv::{Isolation, KvStore, KvTxn, Lock, ScanOptions, TxnOptions};
 use isochrone_types::{Datum, Error, Settings, SqlState};
 
 use super::DdlContext;
-use crate::descriptor::TableDescriptor;
+use crate::descriptor::{IndexState, TableDescriptor};
 use crate::rows::{IndexCodec, RowCodec, unique_violation};
 use crate::session::kv_error;
 
@@ -155,16 +155,19 @@ impl Loader {
         let entries = self.entries()?;
         self.check_batch(&entries)?;
         if self.mode == Mode::Bulk {
-            let known = self.beyond_everything(&entries);
-            if !known {
-                let options =
-                    TxnOptions { isolation: Isolation::RepeatableRead, read_only: true, ..TxnOptions::default() };
-                let mut reader = store.begin(options);
-                for (key, _, unique) in &entries {
+            let mut reader = None;
+            for check in self.not_beyond(&entries) {
+                // Nothing of this table is in the transaction's buffer: whoever loads in bulk has seen to that.
+                let reader = reader.get_or_insert_with(|| {
+                    store.begin(TxnOptions {
+                        isolation: Isolation::RepeatableRead,
+                        read_only: true,
+                        ..TxnOptions::default()
+                    })
+                });
+                for (key, _, unique) in &entries[check] {
                     let Some(unique) = unique else { continue };
-                    let there = reader.get(key, Lock::None).await.map_err(kv_error)?.is_some()
-                        || txn.get(key, Lock::None).await.map_err(kv_error)?.is_some();
-                    if there {
+                    if reader.get(key, Lock::None).await.map_err(kv_error)?.is_some() {
                         return Err(self.violation(*unique));
                     }
                 }
@@ -173,10 +176,10 @@ impl Loader {
             store.bulk_write(rows).await.map_err(kv_error)?;
         } else {
             for (key, value, unique) in entries {
-                if let Some(unique) = unique {
-                    if txn.get(&key, Lock::None).await.map_err(kv_error)?.is_some() {
-                        return Err(self.violation(unique));
-                    }
+                if let Some(unique) = unique
+                    && txn.get(&key, Lock::None).await.map_err(kv_error)?.is_some()
+                {
+                    return Err(self.violation(unique));
                 }
                 txn.put(key, Some(value)).map_err(kv_error)?;
             }
@@ -214,28 +217,34 @@ impl Loader {
         }
     }
 
-    /// B1 against what was written before: do all keys lie beyond it?
-    fn beyond_everything(&mut self, entries: &[Entry]) -> bool {
-        let mut beyond = self.all_known;
+    /// B1 against what was written before: the runs of entries that do not lie beyond it.
+    fn not_beyond(&mut self, entries: &[Entry]) -> Vec<std::ops::Range<usize>> {
+        let mut check = Vec::new();
         let mut i = 0;
         while i < entries.len() {
             // Entries are sorted, so those of one index are together.
-            let prefix = &entries[i].0[..table_prefix(0).len() + 4];
+            let prefix = &entries[i].0[..index_prefix(0, 0).len()];
             let end = i + entries[i..].partition_point(|(k, ..)| k.starts_with(prefix));
-            match self.largest.get_mut(prefix) {
+            let last = &entries[end - 1].0;
+            let beyond = match self.largest.get_mut(prefix) {
                 Some(largest) => {
-                    beyond &= entries[i].0 > *largest || entries[i..end].iter().all(|e| e.2.is_none());
-                    if entries[end - 1].0 > *largest {
-                        largest.clone_from(&entries[end - 1].0);
+                    let beyond = entries[i].0 > *largest;
+                    if *last > *largest {
+                        largest.clone_from(last);
                     }
+                    beyond
                 }
                 None => {
-                    self.largest.insert(prefix.to_vec(), entries[end - 1].0.clone());
+                    self.largest.insert(prefix.to_vec(), last.clone());
+                    true
                 }
+            };
+            if !(beyond && self.all_known) {
+                check.push(i..end);
             }
             i = end;
         }
-        beyond
+        check
     }
 
     fn violation(&self, (row, index): (usize, Option<usize>)) -> Error {
@@ -320,7 +329,8 @@ pub(super) async fn rewrite_table(
     Ok(loader.rows())
 }
 
-/// Fills an index that nobody else sees, of a locked table.
+/// Fills an index that nobody else sees, of a locked table. An index that took many rows is not read before COMMIT: our
+/// own snapshot may be older than its entries.
 pub(super) async fn fill_index(
     ctx: &mut DdlContext<'_>,
     table: &Arc<TableDescriptor>,
@@ -329,7 +339,12 @@ pub(super) async fn fill_index(
     let mut loader = Loader::new(table, Target::Index(index), ctx.settings)?;
     feed(ctx, table, &mut loader, &Ok).await?;
     if loader.is_bulk() {
-        ctx.state.loaded.insert(table.table_id);
+        let mut next = TableDescriptor::clone(table);
+        for i in next.indexes.iter_mut().filter(|i| i.id == index) {
+            i.state = IndexState::Building;
+        }
+        ctx.state.pending.push((table.oid, index));
+        ctx.put_table(next)?;
     }
     Ok(())
 }
@@ -393,13 +408,20 @@ pub(super) fn contains_null(table: &TableDescriptor, at: usize) -> Error {
 const COUNTED_ROWS_MAX: u64 = 200_000;
 
 /// About how many rows a table has.
-pub async fn estimate_rows(db: &Arc<crate::session::Database>, table: &Arc<TableDescriptor>) -> Result<u64, Error> {
-    let options = TxnOptions { isolation: Isolation::RepeatableRead, read_only: true, ..TxnOptions::default() };
+pub async fn estimate_rows(
+    db: &Arc<crate::session::Database>,
+    table: &Arc<TableDescriptor>,
+) -> Result<u64, Error> {
+    let options =
+        TxnOptions { isolation: Isolation::RepeatableRead, read_only: true, ..TxnOptions::default() };
     let mut reader = db.store().begin(options);
     let mut rest = Some(index_range(table.table_id, 0));
     let (mut rows, mut bytes) = (0u64, 0u64);
     while let Some(range) = rest {
-        let page = reader.scan(&range, ScanOptions { reverse: false, rows_max: BATCH_ROWS }).await.map_err(kv_error)?;
+        let page = reader
+            .scan(&range, ScanOptions { reverse: false, rows_max: BATCH_ROWS })
+            .await
+            .map_err(kv_error)?;
         rows += page.rows.len() as u64;
         bytes += page.rows.iter().map(|(k, v)| (k.len() + v.len()) as u64).sum::<u64>();
         rest = page.rest;

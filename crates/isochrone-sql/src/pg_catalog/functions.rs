@@ -8,7 +8,7 @@ use super::rows::{constraint_definition, index_definition};
 use super::{ROLE_OID, SessionShared, format_type, schema_name};
 use crate::catalog::snapshot::index_oid;
 use crate::catalog::{CatalogSnapshot, Object};
-use crate::relation::SessionFunction;
+use crate::relation::{SessionCall, SessionFunction};
 use crate::session::Database;
 
 /// A function, and whether a plan with it is for one session only.
@@ -19,9 +19,13 @@ pub struct Found {
     pub session_bound: bool,
 }
 
-type Call = Arc<dyn Fn(&[Datum], &EvalContext) -> Result<Datum, Error> + Send + Sync>;
-
-fn found(args: Vec<Type>, result: Type, strict: bool, session_bound: bool, call: Call) -> Option<Found> {
+fn found(
+    args: Vec<Type>,
+    result: Type,
+    strict: bool,
+    session_bound: bool,
+    call: SessionCall,
+) -> Option<Found> {
     Some(Found { function: SessionFunction { args, result, strict, stable: true, call }, session_bound })
 }
 
@@ -129,11 +133,23 @@ pub fn find(
         }
         ("txid_current" | "pg_current_xact_id", 0) => {
             let db = db.clone();
-            found(vec![], Int8, false, false, Arc::new(move |_, _| Ok(Datum::Int8(db.store().now().0 as i64))))
+            found(
+                vec![],
+                Int8,
+                false,
+                false,
+                Arc::new(move |_, _| Ok(Datum::Int8(db.store().now().0 as i64))),
+            )
         }
         ("cluster_timestamp", 0) => {
             let db = db.clone();
-            found(vec![], Int8, false, false, Arc::new(move |_, _| Ok(Datum::Int8(db.store().now().0 as i64))))
+            found(
+                vec![],
+                Int8,
+                false,
+                false,
+                Arc::new(move |_, _| Ok(Datum::Int8(db.store().now().0 as i64))),
+            )
         }
         ("inet_server_addr" | "inet_client_addr", 0) => constant(vec![], Text, Datum::Null),
         ("inet_server_port" | "inet_client_port", 0) => constant(vec![], Int4, Datum::Null),
@@ -167,7 +183,10 @@ pub fn find(
                 true,
                 Arc::new(move |a, _| {
                     let name = a[0].as_str().ok_or_else(|| {
-                        Error::new(isochrone_types::SqlState::NULL_VALUE_NOT_ALLOWED, "SET requires parameter name")
+                        Error::new(
+                            isochrone_types::SqlState::NULL_VALUE_NOT_ALLOWED,
+                            "SET requires parameter name",
+                        )
                     })?;
                     shared.set(name, a[1].as_str().unwrap_or_default(), a[2].is_true()).map(Datum::from)
                 }),
@@ -188,10 +207,16 @@ pub fn find(
             };
             found(vec![Oid], Bool, true, false, Arc::new(call))
         }
-        ("pg_type_is_visible" | "pg_function_is_visible" | "pg_operator_is_visible" | "pg_collation_is_visible"
-        | "pg_opclass_is_visible" | "pg_statistics_obj_is_visible" | "pg_ts_config_is_visible", 1) => {
-            constant(vec![Oid], Bool, Datum::Bool(true))
-        }
+        (
+            "pg_type_is_visible"
+            | "pg_function_is_visible"
+            | "pg_operator_is_visible"
+            | "pg_collation_is_visible"
+            | "pg_opclass_is_visible"
+            | "pg_statistics_obj_is_visible"
+            | "pg_ts_config_is_visible",
+            1,
+        ) => constant(vec![Oid], Bool, Datum::Bool(true)),
         ("pg_relation_is_publishable", 1) => constant(vec![Type::Regclass], Bool, Datum::Bool(true)),
         ("pg_get_userbyid", 1) => found(
             vec![Oid],
@@ -233,12 +258,16 @@ pub fn find(
                 true,
                 false,
                 Arc::new(move |a, _| {
-                    let Some((table, index)) = catalog.index_by_oid(oid(&a[0])) else { return Ok(Datum::Null) };
+                    let Some((table, index)) = catalog.index_by_oid(oid(&a[0])) else {
+                        return Ok(Datum::Null);
+                    };
                     let column = a.get(1).and_then(Datum::as_i64).unwrap_or(0);
                     if column > 0 {
                         let id = index.columns.get(column as usize - 1).map(|(id, _)| *id);
                         let at = id.and_then(|id| table.position(id));
-                        return Ok(at.map_or(Datum::Null, |at| super::quote_ident(&table.columns[at].name).into()));
+                        return Ok(
+                            at.map_or(Datum::Null, |at| super::quote_ident(&table.columns[at].name).into())
+                        );
                     }
                     Ok(index_definition(table, index).into())
                 }),
@@ -269,11 +298,14 @@ pub fn find(
                         return Ok(Datum::Null);
                     };
                     let column = a[1].as_str().unwrap_or_default();
-                    let id = catalog.table_by_oid(t).and_then(|e| {
-                        e.table.position_of(column).map(|at| e.table.columns[at].id)
-                    });
-                    let sequence = catalog.sequences().find(|s| s.owned_by.is_some() && s.owned_by == id.map(|c| (t, c)));
-                    Ok(sequence.map_or(Datum::Null, |s| format!("public.{}", super::quote_ident(&s.name)).into()))
+                    let id = catalog
+                        .table_by_oid(t)
+                        .and_then(|e| e.table.position_of(column).map(|at| e.table.columns[at].id));
+                    let sequence = catalog
+                        .sequences()
+                        .find(|s| s.owned_by.is_some() && s.owned_by == id.map(|c| (t, c)));
+                    Ok(sequence
+                        .map_or(Datum::Null, |s| format!("public.{}", super::quote_ident(&s.name)).into()))
                 }),
             )
         }
@@ -293,8 +325,15 @@ pub fn find(
         ("pg_char_to_encoding", 1) => constant(vec![Name], Int4, Datum::Int4(6)),
         ("pg_client_encoding", 0) => constant(vec![], Name, Datum::text("UTF8")),
         ("getdatabaseencoding", 0) => constant(vec![], Name, Datum::text("UTF8")),
-        ("pg_relation_size" | "pg_total_relation_size" | "pg_table_size" | "pg_indexes_size"
-        | "pg_database_size" | "pg_tablespace_size", 1 | 2) => {
+        (
+            "pg_relation_size"
+            | "pg_total_relation_size"
+            | "pg_table_size"
+            | "pg_indexes_size"
+            | "pg_database_size"
+            | "pg_tablespace_size",
+            1 | 2,
+        ) => {
             // Sizes are of shards, which tables share: no table has one of its own.
             let types = if n == 1 { vec![Oid] } else { vec![Oid, Text] };
             constant(types, Int8, Datum::Int8(0))
@@ -329,6 +368,16 @@ pub fn find(
                 Ok(ty.map_or(Datum::Null, |t| Datum::Oid(t.oid())))
             }),
         ),
+        ("to_regrole", 1) => found(
+            vec![Text],
+            Oid,
+            true,
+            false,
+            Arc::new(|a, c| {
+                let known = a[0].as_str() == Some(c.session.current_user.as_str());
+                Ok(if known { Datum::Oid(ROLE_OID) } else { Datum::Null })
+            }),
+        ),
         ("to_regnamespace", 1) => found(
             vec![Text],
             Oid,
@@ -341,7 +390,7 @@ pub fn find(
             }),
         ),
         // The two that a cast between regclass and text needs from the catalog.
-        ("regclass_in", 1) => {
+        ("regclass", 1) if args[0].is_string() || args[0] == Type::Unknown => {
             let (catalog, db) = (catalog.clone(), db.clone());
             found(
                 vec![Text],
@@ -379,7 +428,9 @@ pub fn find(
                         .map(|e| e.table.name.clone())
                         .or_else(|| catalog.sequence_by_oid(id).map(|s| s.name.clone()))
                         .or_else(|| catalog.index_by_oid(id).map(|(_, i)| i.name.clone()))
-                        .or_else(|| db.virtual_tables().all().find(|t| t.oid == id).map(|t| t.name.to_string()));
+                        .or_else(|| {
+                            db.virtual_tables().all().find(|t| t.oid == id).map(|t| t.name.to_string())
+                        });
                     Ok(match name {
                         Some(name) => super::quote_ident(&name).into(),
                         None if id == 0 => Datum::text("-"),
@@ -398,11 +449,19 @@ pub fn find(
                 Ok(schema_name(id).map_or_else(|| id.to_string().into(), Datum::text))
             }),
         ),
-        ("pg_get_viewdef" | "pg_get_ruledef" | "pg_get_triggerdef" | "pg_get_functiondef"
-        | "pg_get_statisticsobjdef_columns" | "pg_get_statisticsobjdef" | "pg_get_partkeydef"
-        | "pg_get_function_result" | "pg_get_function_arguments" | "pg_get_function_identity_arguments", 1) => {
-            constant(vec![Oid], Text, Datum::Null)
-        }
+        (
+            "pg_get_viewdef"
+            | "pg_get_ruledef"
+            | "pg_get_triggerdef"
+            | "pg_get_functiondef"
+            | "pg_get_statisticsobjdef_columns"
+            | "pg_get_statisticsobjdef"
+            | "pg_get_partkeydef"
+            | "pg_get_function_result"
+            | "pg_get_function_arguments"
+            | "pg_get_function_identity_arguments",
+            1,
+        ) => constant(vec![Oid], Text, Datum::Null),
         ("pg_get_viewdef" | "pg_get_triggerdef" | "pg_get_ruledef", 2) => {
             constant(vec![Oid, Bool], Text, Datum::Null)
         }
@@ -434,4 +493,3 @@ pub fn find(
         _ => None,
     }
 }
-

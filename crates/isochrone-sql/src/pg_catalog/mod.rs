@@ -78,10 +78,11 @@ impl SessionShared {
         let mut settings = self.settings.lock().expect("no panic while the lock is held");
         settings.set(name, Some(value), local)?;
         let shown = settings.get(name)?;
-        self.changes
-            .lock()
-            .expect("no panic while the lock is held")
-            .push((name.to_string(), value.to_string(), local));
+        self.changes.lock().expect("no panic while the lock is held").push((
+            name.to_string(),
+            value.to_string(),
+            local,
+        ));
         Ok(shown)
     }
 
@@ -134,7 +135,12 @@ impl VirtualTable for Computed {
             };
             let source = Source { context, snapshot, db };
             let rows = (self.make)(&source).await?;
-            debug_assert!(rows.iter().all(|r| r.len() == self.columns.len()), "{}.{}", self.schema, self.name);
+            debug_assert!(
+                rows.iter().all(|r| r.len() == self.columns.len()),
+                "{}.{}",
+                self.schema,
+                self.name
+            );
             Ok(rows)
         })
     }
@@ -203,8 +209,15 @@ pub(crate) const DATABASE_OID: u32 = 5;
 pub(crate) fn quote_ident(name: &str) -> String {
     let plain = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-    let reserved = ["user", "order", "group", "table", "select", "from", "where", "all", "and", "or", "end", "desc", "asc", "default", "check", "primary", "unique", "to", "limit", "offset"];
-    if plain && !reserved.contains(&name) { name.to_string() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
+    let reserved = [
+        "user", "order", "group", "table", "select", "from", "where", "all", "and", "or", "end", "desc",
+        "asc", "default", "check", "primary", "unique", "to", "limit", "offset",
+    ];
+    if plain && !reserved.contains(&name) {
+        name.to_string()
+    } else {
+        format!("\"{}\"", name.replace('"', "\"\""))
+    }
 }
 
 /// `format_type`.

@@ -2,9 +2,7 @@
 
 use isochrone_types::{Category, Datum, Error, Interval, Type};
 
-use super::{
-    Computed, DATABASE_OID, ROLE_OID, Rows, Source, format_type, keys, quote_ident, schema_oid,
-};
+use super::{Computed, DATABASE_OID, ROLE_OID, Rows, Source, format_type, keys, quote_ident, schema_oid};
 use crate::catalog::CatalogSnapshot;
 use crate::catalog::snapshot::index_oid;
 use crate::descriptor::{IndexDescriptor, IndexState, SequenceDescriptor, TableDescriptor};
@@ -44,9 +42,8 @@ const NULL: Datum = Datum::Null;
 fn visible_sequences(c: &CatalogSnapshot) -> impl Iterator<Item = &SequenceDescriptor> {
     c.sequences().map(|s| &**s).filter(|s| {
         !s.owned_by.is_some_and(|(table, column)| {
-            c.table_by_oid(table).is_some_and(|e| {
-                e.table.position(column).is_some_and(|at| e.table.columns[at].hidden)
-            })
+            c.table_by_oid(table)
+                .is_some_and(|e| e.table.position(column).is_some_and(|at| e.table.columns[at].hidden))
         })
     })
 }
@@ -68,7 +65,10 @@ fn owner(s: &Source) -> Datum {
     t(&s.context.eval.session.current_user)
 }
 
-#[allow(clippy::too_many_arguments, reason = "one argument per column that differs between kinds of relations")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "one argument per column that differs between kinds of relations"
+)]
 fn class_row(
     oid: u32,
     name: &str,
@@ -143,7 +143,8 @@ pub(super) fn pg_class(s: &Source) -> Rows {
         out.push(class_row(q.oid, &q.name, "public", "S", 0, 1.0, false, 3, 0));
     }
     for v in s.db.virtual_tables().all() {
-        let kind = if v.schema == "pg_catalog" && super::tables::fixed_oid(v.name).is_some() { "r" } else { "v" };
+        let kind =
+            if v.schema == "pg_catalog" && super::tables::fixed_oid(v.name).is_some() { "r" } else { "v" };
         out.push(class_row(v.oid, v.name, v.schema, kind, 0, 0.0, false, v.columns.len(), 0));
     }
     Ok(out)
@@ -273,7 +274,9 @@ pub(super) fn pg_attribute(s: &Source) -> Rows {
     }
     for q in visible_sequences(&s.snapshot) {
         for (n, (name, ty)) in
-            [("last_value", Type::Int8), ("log_cnt", Type::Int8), ("is_called", Type::Bool)].iter().enumerate()
+            [("last_value", Type::Int8), ("log_cnt", Type::Int8), ("is_called", Type::Bool)]
+                .iter()
+                .enumerate()
         {
             out.push(attribute(q.oid, name, *ty, n as i16 + 1, true, false));
         }
@@ -512,10 +515,7 @@ pub(super) fn pg_user(s: &Source) -> Rows {
 }
 
 pub(super) fn pg_am(_: &Source) -> Rows {
-    Ok(vec![
-        vec![o(HEAP_AM), t("heap"), o(0), t("t")],
-        vec![o(BTREE_AM), t("btree"), o(0), t("i")],
-    ])
+    Ok(vec![vec![o(HEAP_AM), t("heap"), o(0), t("t")], vec![o(BTREE_AM), t("btree"), o(0), t("i")]])
 }
 
 pub(super) fn pg_collation(_: &Source) -> Rows {
@@ -729,7 +729,13 @@ pub(super) fn info_tables(s: &Source) -> Rows {
     Ok(out)
 }
 
-fn info_column(s: &Source, schema: &str, table: &str, n: usize, c: &crate::descriptor::ColumnDescriptor) -> Vec<Datum> {
+fn info_column(
+    s: &Source,
+    schema: &str,
+    table: &str,
+    n: usize,
+    c: &crate::descriptor::ColumnDescriptor,
+) -> Vec<Datum> {
     let length = match c.ty {
         Type::Varchar(Some(n)) | Type::Char(Some(n)) => i4(n as i32),
         _ => NULL,
@@ -749,8 +755,11 @@ fn info_column(s: &Source, schema: &str, table: &str, n: usize, c: &crate::descr
         Type::Time | Type::Timestamp | Type::Timestamptz | Type::Interval => i4(6),
         _ => NULL,
     };
-    let data_type =
-        if matches!(c.ty, Type::Array(_)) { "ARRAY".to_string() } else { format_type(c.ty.base().oid(), None) };
+    let data_type = if matches!(c.ty, Type::Array(_)) {
+        "ARRAY".to_string()
+    } else {
+        format_type(c.ty.base().oid(), None)
+    };
     let data_type = if data_type == "bpchar" { "character".to_string() } else { data_type };
     vec![
         t(s.db.name()),

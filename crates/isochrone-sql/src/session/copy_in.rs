@@ -80,7 +80,12 @@ impl Session {
         let sql = if names.is_empty() {
             format!("INSERT INTO public.{} DEFAULT VALUES", quote(&table.name))
         } else {
-            format!("INSERT INTO public.{} ({}) VALUES ({})", quote(&table.name), list.join(", "), marks.join(", "))
+            format!(
+                "INSERT INTO public.{} ({}) VALUES ({})",
+                quote(&table.name),
+                list.join(", "),
+                marks.join(", ")
+            )
         };
         let statement = utility::parse_statement(&sql)?;
         let prepared = self.prepare_statement(sql.as_str().into(), Some(Arc::new(statement)), Vec::new())?;
@@ -99,10 +104,9 @@ impl Session {
                 if !dirty {
                     ddl.dirty.remove(&table.oid);
                 }
-                let target =
-                    if fresh { Target::Fresh { empty: !dirty && !loaded } } else { Target::Visible };
+                let target = if fresh && !dirty { Target::Fresh { empty: !loaded } } else { Target::Visible };
                 let mut loader = Box::new(Loader::new(&table, target, &settings)?);
-                if loaded {
+                if loaded && !dirty {
                     loader.go_bulk();
                 }
                 Way::Load { loader, fill }
@@ -228,8 +232,7 @@ impl Session {
     }
 
     async fn take_rows(&mut self, copy: &mut CopyIn, finished: bool) -> Result<(), Error> {
-        let names: Vec<String> =
-            copy.columns.iter().map(|at| copy.table.columns[*at].name.clone()).collect();
+        let names: Vec<String> = copy.columns.iter().map(|at| copy.table.columns[*at].name.clone()).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let settings = self.settings.eval().clone();
         let mut fields = std::mem::take(&mut copy.fields);
@@ -290,8 +293,7 @@ impl Session {
                         }
                     };
                 }
-                let wrong =
-                    copy.table.columns.iter().zip(&row).find(|(c, d)| c.not_null && d.is_null());
+                let wrong = copy.table.columns.iter().zip(&row).find(|(c, d)| c.not_null && d.is_null());
                 if let Some((column, _)) = wrong {
                     return Err(not_null(&copy.table, column, copy.reader.line()));
                 }

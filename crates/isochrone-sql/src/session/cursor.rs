@@ -76,10 +76,7 @@ fn unknown(name: &str) -> Error {
 impl Session {
     pub(super) async fn declare(&mut self, name: &str, hold: bool, body: &str) -> Result<(), Error> {
         if self.cursors.contains_key(name) {
-            return Err(Error::new(
-                SqlState::DUPLICATE_CURSOR,
-                format!("cursor \"{name}\" already exists"),
-            ));
+            return Err(Error::new(SqlState::DUPLICATE_CURSOR, format!("cursor \"{name}\" already exists")));
         }
         if self.cursors.len() >= NAMED_MAX {
             return Err(Error::new(SqlState::INSUFFICIENT_RESOURCES, "too many cursors"));

@@ -26,6 +26,8 @@ pub const EPOCH_2000_US: i64 = 946_684_800_000_000;
 #[derive(Default, Debug)]
 pub struct CancelHandle {
     asked: AtomicBool,
+    /// It was `statement_timeout` that asked.
+    by_timeout: AtomicBool,
     notify: Notify,
 }
 
@@ -34,6 +36,18 @@ impl CancelHandle {
     pub fn cancel(&self) {
         self.asked.store(true, Ordering::Release);
         self.notify.notify_waiters();
+    }
+
+    /// `statement_timeout` asks.
+    pub(super) fn time_out(&self) {
+        self.by_timeout.store(true, Ordering::Release);
+        self.cancel();
+    }
+
+    /// 57014, with the reason.
+    pub(super) fn error(&self) -> Error {
+        let why = if self.by_timeout.load(Ordering::Acquire) { "statement timeout" } else { "user request" };
+        Error::new(SqlState::QUERY_CANCELED, format!("canceling statement due to {why}"))
     }
 
     /// Was it asked for since the statement began?
@@ -49,6 +63,7 @@ impl CancelHandle {
 
     /// A statement begins: what was asked before does not concern it.
     pub(super) fn clear(&self) {
+        self.by_timeout.store(false, Ordering::Release);
         self.asked.store(false, Ordering::Release);
     }
 

@@ -76,33 +76,35 @@ pub fn check(sql: &str, view: &SessionView, settings: &Settings) -> Result<(), E
     }
 }
 
-fn canceled(by_timeout: bool) -> Error {
-    let why = if by_timeout { "statement timeout" } else { "user request" };
-    Error::new(SqlState::QUERY_CANCELED, format!("canceling statement due to {why}"))
-}
-
-/// Runs `work` unless it is broken off. What runs without ever waiting looks at the flag by itself.
+/// Runs `work` unless it is broken off. What runs without ever waiting looks at the flag by itself; so that a timeout
+/// reaches it, the timer runs in a task of its own.
 pub async fn guarded<R>(
-    cancel: &CancelHandle,
+    cancel: &Arc<CancelHandle>,
     timeout: Option<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>>,
     work: impl Future<Output = Result<R, Error>>,
 ) -> Result<R, Error> {
+    let _timer = timeout.map(|timeout| {
+        let cancel = cancel.clone();
+        Timer(tokio::spawn(async move {
+            timeout.await;
+            cancel.time_out();
+        }))
+    });
     tokio::pin!(work);
-    match timeout {
-        None => tokio::select! {
-            biased;
-            result = &mut work => result,
-            () = cancel.asked() => Err(canceled(false)),
-        },
-        Some(timeout) => tokio::select! {
-            biased;
-            result = &mut work => result,
-            () = cancel.asked() => Err(canceled(false)),
-            () = timeout => {
-                cancel.cancel();
-                Err(canceled(true))
-            }
-        },
+    let result = tokio::select! {
+        biased;
+        result = &mut work => result,
+        () = cancel.asked() => Err(cancel.error()),
+    };
+    result.map_err(|e| if e.sqlstate == SqlState::QUERY_CANCELED { cancel.error() } else { e })
+}
+
+/// A task that ends with its statement.
+struct Timer(tokio::task::JoinHandle<()>);
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -207,7 +209,10 @@ impl Session {
         };
         let (p, bound) = self.plan(tree, &prepared.text, &declared)?;
         check_same(prepared, &p.plan)?;
-        if !bound && declared == prepared.declared && self.txn.as_ref().is_none_or(|t| t.ddl.overlay.is_none()) {
+        if !bound
+            && declared == prepared.declared
+            && self.txn.as_ref().is_none_or(|t| t.ddl.overlay.is_none())
+        {
             self.db.plans().put(&Arc::new(Prepared {
                 text: prepared.text.clone(),
                 statement: prepared.statement.clone(),
@@ -458,10 +463,7 @@ fn check_same(prepared: &Prepared, plan: &Plan) -> Result<(), Error> {
         c.map(|c| c.iter().map(|c| c.ty).collect())
     };
     if types(prepared.columns()) != types(plan.columns()) {
-        return Err(Error::new(
-            SqlState::FEATURE_NOT_SUPPORTED,
-            "cached plan must not change result type",
-        ));
+        return Err(Error::new(SqlState::FEATURE_NOT_SUPPORTED, "cached plan must not change result type"));
     }
     Ok(())
 }

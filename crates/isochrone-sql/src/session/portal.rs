@@ -50,19 +50,14 @@ pub struct Step {
 
 impl Session {
     /// Prepares one statement (Parse). Types: what the client said of its parameters.
-    pub async fn parse(
-        &mut self,
-        sql: &str,
-        param_types: &[Option<Type>],
-    ) -> Result<Arc<Prepared>, Error> {
+    pub async fn parse(&mut self, sql: &str, param_types: &[Option<Type>]) -> Result<Arc<Prepared>, Error> {
         let pieces = script::split(sql);
         let text = match pieces.as_slice() {
             [] => "",
             [range] => &sql[range.clone()],
             _ => {
-                return Err(self.fail_with(Error::syntax(
-                    "cannot insert multiple commands into a prepared statement",
-                )));
+                return Err(self
+                    .fail_with(Error::syntax("cannot insert multiple commands into a prepared statement")));
             }
         };
         match self.prepare_text(text, param_types).await {
@@ -81,16 +76,11 @@ impl Session {
         e
     }
 
-    async fn prepare_text(
-        &mut self,
-        text: &str,
-        declared: &[Option<Type>],
-    ) -> Result<Arc<Prepared>, Error> {
+    async fn prepare_text(&mut self, text: &str, declared: &[Option<Type>]) -> Result<Arc<Prepared>, Error> {
         self.db.catalog().refresh(self.db.store()).await?;
         let is_query = script::is_query(text);
         if is_query {
-            let found =
-                self.db.plans().get(text, declared, self.stamp(), self.settings.fingerprint());
+            let found = self.db.plans().get(text, declared, self.stamp(), self.settings.fingerprint());
             if let Some(found) = found {
                 if self.status == TxnStatus::Failed {
                     return Err(Session::in_failed_block());
@@ -109,8 +99,9 @@ impl Session {
             return Ok(());
         }
         match statement {
-            None
-            | Some(Statement::Commit { .. } | Statement::Rollback { .. } | Statement::RollbackTo(_)) => Ok(()),
+            None | Some(Statement::Commit { .. } | Statement::Rollback { .. } | Statement::RollbackTo(_)) => {
+                Ok(())
+            }
             _ => Err(Session::in_failed_block()),
         }
     }
@@ -190,11 +181,7 @@ impl Session {
         for range in script::split(sql) {
             let text = &sql[range.clone()];
             let cached = script::is_query(text)
-                && self
-                    .db
-                    .plans()
-                    .get(text, &[], self.stamp(), self.settings.fingerprint())
-                    .is_some();
+                && self.db.plans().get(text, &[], self.stamp(), self.settings.fingerprint()).is_some();
             let statement = if cached {
                 None
             } else {
@@ -243,8 +230,7 @@ impl Session {
                 s
             }
             None => {
-                let found =
-                    self.db.plans().get(&step.text, &[], self.stamp(), self.settings.fingerprint());
+                let found = self.db.plans().get(&step.text, &[], self.stamp(), self.settings.fingerprint());
                 if let (Some(prepared), true) = (found, self.status != TxnStatus::Failed) {
                     return self.run_prepared(prepared, last, sink).await;
                 }
@@ -280,11 +266,7 @@ impl Session {
     }
 
     /// Runs a whole script and gives every result's rows as text: for tools and tests.
-    pub async fn run_script(
-        &mut self,
-        sql: &str,
-        sink: &mut dyn ScriptSink,
-    ) -> Result<Vec<Outcome>, Error> {
+    pub async fn run_script(&mut self, sql: &str, sink: &mut dyn ScriptSink) -> Result<Vec<Outcome>, Error> {
         let steps = self.script(sql)?;
         let n = steps.len();
         let mut out = Vec::with_capacity(n);

@@ -121,7 +121,9 @@ impl Session {
             loop {
                 let result = self.run_query(portal, rows_max, sink).await;
                 let result = match result {
-                    Ok(outcome) if last && self.status == TxnStatus::Idle && outcome != Outcome::Suspended => {
+                    Ok(outcome)
+                        if last && self.status == TxnStatus::Idle && outcome != Outcome::Suspended =>
+                    {
                         self.commit().await.map(|_| outcome)
                     }
                     other => other,
@@ -141,9 +143,8 @@ impl Session {
         let mut attempt = 0;
         loop {
             let result = self.run_utility(portal, prepared, statement, rows_max, last, sink).await;
-            let ends_here = last
-                && self.status == TxnStatus::Idle
-                && !matches!(result, Ok(Outcome::CopyIn { .. }));
+            let ends_here =
+                last && self.status == TxnStatus::Idle && !matches!(result, Ok(Outcome::CopyIn { .. }));
             let result = match result {
                 Ok(outcome) if ends_here && self.txn.is_some() => self.commit().await.map(|_| outcome),
                 other => other,
@@ -357,9 +358,7 @@ impl Session {
         match prepared.statement.as_deref() {
             None => Ok(Outcome::Empty),
             Some(Statement::Query(_)) => self.run_query(portal, rows_max, sink).await,
-            Some(statement) => {
-                self.run_utility(portal, &prepared, statement, rows_max, last, sink).await
-            }
+            Some(statement) => self.run_utility(portal, &prepared, statement, rows_max, last, sink).await,
         }
     }
 
@@ -524,10 +523,9 @@ impl Session {
         let snapshot = self.snapshot();
         match snapshot.table(&name.name) {
             Some(entry) => Ok(entry.table.clone()),
-            None if snapshot.object(&name.name).is_some() => Err(Error::new(
-                SqlState::WRONG_OBJECT_TYPE,
-                format!("\"{}\" is not a table", name.name),
-            )),
+            None if snapshot.object(&name.name).is_some() => {
+                Err(Error::new(SqlState::WRONG_OBJECT_TYPE, format!("\"{}\" is not a table", name.name)))
+            }
             None => Err(Error::new(
                 SqlState::UNDEFINED_TABLE,
                 format!("relation \"{}\" does not exist", name.name),
@@ -536,9 +534,10 @@ impl Session {
     }
 
     fn check_tables(&self, tables: &[Name]) -> Result<(), Error> {
-        tables.iter().filter(|t| t.schema.as_deref() != Some("pg_catalog")).try_for_each(|t| {
-            self.table_named(t).map(|_| ())
-        })
+        tables
+            .iter()
+            .filter(|t| t.schema.as_deref() != Some("pg_catalog"))
+            .try_for_each(|t| self.table_named(t).map(|_| ()))
     }
 
     /// DDL in the session's transaction; an index outside of a block is built online.
@@ -628,10 +627,7 @@ impl Session {
             .map(|c| (c.name.clone(), c.ty))
             .collect();
         let tree = ast::Statement::CreateTable(create.clone());
-        let made = self
-            .with_ddl(&tree, Job::CreateAs(create, columns))
-            .await?
-            .is_made();
+        let made = self.with_ddl(&tree, Job::CreateAs(create, columns)).await?.is_made();
         let no_data = create.with_data.as_ref().is_some_and(|w| !w.data);
         if !made || no_data {
             return Ok("CREATE TABLE AS".to_string());
@@ -644,9 +640,7 @@ impl Session {
         let mut portal = Portal { prepared, params: Arc::from([]), state: PortalState::Start };
         let mut rows = super::cursor::Rows { max: 0, ..Default::default() };
         match Box::pin(self.run_query(&mut portal, 0, &mut rows)).await? {
-            Outcome::Complete(tag) => {
-                Ok(format!("SELECT {}", tag.rsplit(' ').next().unwrap_or("0")))
-            }
+            Outcome::Complete(tag) => Ok(format!("SELECT {}", tag.rsplit(' ').next().unwrap_or("0"))),
             _ => Err(Error::internal("an INSERT did not complete")),
         }
     }
@@ -681,9 +675,7 @@ impl Session {
             return Ok(tag);
         };
         let eval = self.settings.eval().clone();
-        let built = self
-            .guarded(ddl::build_index_online(&self.db.clone(), &online, &eval))
-            .await;
+        let built = self.guarded(ddl::build_index_online(&self.db.clone(), &online, &eval)).await;
         let built = match built {
             Ok(()) => self.ddl_step(&tree, Job::FinishIndex(&online)).await.map(|_| ()),
             Err(e) => Err(e),
@@ -774,10 +766,7 @@ impl Session {
             let mut key = isochrone_base::keyspace::index_prefix(table.table_id, 0);
             for (value, (column, descending)) in values.iter().zip(&columns) {
                 if value.is_null() {
-                    return Err(Error::new(
-                        SqlState::NULL_VALUE_NOT_ALLOWED,
-                        "SPLIT AT takes no NULL",
-                    ));
+                    return Err(Error::new(SqlState::NULL_VALUE_NOT_ALLOWED, "SPLIT AT takes no NULL"));
                 }
                 isochrone_types::key::encode_key(value, &column.ty, *descending, &mut key)?;
             }
@@ -838,12 +827,9 @@ impl Session {
         if !matches!(statement, Statement::Query(_)) {
             return Err(Error::syntax("COPY needs a query"));
         }
-        let prepared =
-            self.prepare_statement(sql.as_str().into(), Some(Arc::new(statement)), Vec::new())?;
-        let columns = prepared
-            .columns
-            .as_ref()
-            .ok_or_else(|| Error::unsupported("COPY of a query without rows"))?;
+        let prepared = self.prepare_statement(sql.as_str().into(), Some(Arc::new(statement)), Vec::new())?;
+        let columns =
+            prepared.columns.as_ref().ok_or_else(|| Error::unsupported("COPY of a query without rows"))?;
         let types: Vec<Type> = columns.iter().map(|c| c.ty).collect();
         let names: Vec<&str> = columns.iter().map(|c| c.name.as_str()).collect();
         sink.copy_out(types.len())?;
@@ -854,7 +840,8 @@ impl Session {
             sink.copy_data(&out)?;
             out.clear();
         }
-        let mut portal = Portal { prepared: prepared.clone(), params: Arc::from([]), state: PortalState::Start };
+        let mut portal =
+            Portal { prepared: prepared.clone(), params: Arc::from([]), state: PortalState::Start };
         let settings = self.settings.eval().clone();
         let mut lines = Lines { writer, settings, out, rows: 0, sink };
         Box::pin(self.run_query(&mut portal, 0, &mut lines)).await?;

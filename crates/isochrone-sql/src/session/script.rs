@@ -148,12 +148,10 @@ mod tests {
     fn finds_the_semicolons_that_part_statements() {
         assert_eq!(texts(" ; -- a;\n ;"), Vec::<&str>::new());
         assert_eq!(
-            texts("select ';', \";\", E'\\';' ; /* ; /* ; */ ; */ insert into t values ($1, $$;$$, $a$ ; $a$) -- x;\n;b"),
-            [
-                "select ';', \";\", E'\\';'",
-                "insert into t values ($1, $$;$$, $a$ ; $a$) -- x;",
-                "b"
-            ]
+            texts(
+                "select ';', \";\", E'\\';' ; /* ; /* ; */ ; */ insert into t values ($1, $$;$$, $a$ ; $a$) -- x;\n;b"
+            ),
+            ["select ';', \";\", E'\\';'", "insert into t values ($1, $$;$$, $a$ ; $a$) -- x;", "b"]
         );
         assert_eq!(texts("select 'open ; "), ["select 'open ;"]);
         assert_eq!(texts("select 'it''s;'; x"), ["select 'it''s;'", "x"]);

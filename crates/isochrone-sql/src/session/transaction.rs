@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use isochrone_base::keyspace::{index_prefix, table_range};
 use isochrone_base::{KeyRange, Timestamp};
-use isochrone_txn::kv::{self, Isolation, KvTxn, Savepoint, TxnOptions};
+use isochrone_txn::kv::{self, BoxFuture, Isolation, KvTxn, Savepoint, TxnOptions};
 use isochrone_types::{Error, SqlState};
 
 use super::{Database, Session, kv_error, survives_savepoint};
@@ -190,7 +190,16 @@ impl Session {
             self.settings_changed_if_needed();
             return Ok("COMMIT");
         };
-        let result = finish(self.db.clone(), txn).await;
+        let mut txn = txn;
+        let result = match crate::ddl::finish_pending(&mut *txn.kv, &mut txn.ddl) {
+            Ok(()) => finish(self.db.clone(), txn).await,
+            Err(e) => {
+                txn.kv.rollback();
+                self.db.locks().release(txn.owner, txn.locked);
+                run_actions(&self.db, txn.ddl.on_rollback);
+                Err(e)
+            }
+        };
         match result {
             Ok(()) => self.settings.commit(),
             Err(_) => self.settings.rollback(),
@@ -371,7 +380,7 @@ pub(super) fn run_actions(db: &Arc<Database>, actions: Vec<Action>) {
 
 /// A commit that goes on when its session is gone: locks must not be given back, nor the catalog be left stale, while
 /// the outcome is open.
-struct Finish(Option<Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>>);
+struct Finish(Option<BoxFuture<'static, Result<(), Error>>>);
 
 impl Future for Finish {
     type Output = Result<(), Error>;
@@ -426,7 +435,12 @@ fn finish(db: Arc<Database>, txn: Txn) -> Finish {
 }
 
 /// C3: the overlay becomes the node's catalog.
-fn publish(db: &Arc<Database>, overlay: &Arc<crate::catalog::CatalogSnapshot>, ddl: &DdlState, ts: Timestamp) {
+fn publish(
+    db: &Arc<Database>,
+    overlay: &Arc<crate::catalog::CatalogSnapshot>,
+    ddl: &DdlState,
+    ts: Timestamp,
+) {
     let mut next = overlay.edit();
     let changed: Vec<u32> = ddl.changed.iter().copied().collect();
     next.set_valid_from(&changed, ts);

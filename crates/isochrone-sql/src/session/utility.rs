@@ -409,7 +409,8 @@ pub fn parse_statement(text: &str) -> Result<Statement, Error> {
             | "reassign"
             | "refresh"
     );
-    if !by_hand && !(word == "alter" && has_word(text, "split")) {
+    let splits = word == "alter" && has_word(text, "split");
+    if !(by_hand || splits) {
         if let Some(feature) = unsupported_object(text) {
             return Err(Error::unsupported(feature));
         }
@@ -525,8 +526,8 @@ fn unsupported_object(text: &str) -> Option<String> {
         "foreign" | "text" | "event" | "access" | "user" | "default" | "operator" => {
             format!("{} {} {}", verb.to_uppercase(), object.to_uppercase(), second.to_uppercase())
         }
-        "view" | "schema" | "type" | "domain" | "function" | "procedure" | "trigger" | "extension" | "role"
-        | "database" | "rule" | "policy" | "publication" | "subscription" | "aggregate" | "cast"
+        "view" | "schema" | "type" | "domain" | "function" | "procedure" | "trigger" | "extension"
+        | "role" | "database" | "rule" | "policy" | "publication" | "subscription" | "aggregate" | "cast"
         | "collation" | "conversion" | "language" | "server" | "statistics" | "tablespace" | "transform"
         | "group" | "routine" | "constraint" | "trusted" => {
             format!("{} {}", verb.to_uppercase(), object.to_uppercase())
@@ -536,9 +537,66 @@ fn unsupported_object(text: &str) -> Option<String> {
     Some(what)
 }
 
+/// The parser takes the options of a sequence in one order only; PostgreSQL, and pg_dump, in any.
+fn order_sequence_options(text: &str) -> Option<String> {
+    let word = script::first_word(text);
+    let concerned = word == "create" && has_word(text, "sequence")
+        || (word == "create" || word == "alter") && has_word(text, "identity");
+    if !concerned {
+        return None;
+    }
+    let t = Tokens::new(text).ok()?;
+    let option_at = |at: usize| -> Option<(u8, usize)> {
+        let word = |i: usize| match t.tokens.get(at + i).map(|t| &t.token) {
+            Some(Token::Word(w)) if w.quote_style.is_none() => w.value.to_lowercase(),
+            _ => String::new(),
+        };
+        let number =
+            |i: usize| i + 1 + usize::from(t.tokens.get(at + i).is_some_and(|t| t.token == Token::Minus));
+        match (word(0).as_str(), word(1).as_str()) {
+            ("increment", "by") => Some((0, number(2))),
+            ("increment", _) => Some((0, number(1))),
+            ("no", "minvalue") => Some((1, 2)),
+            ("minvalue", _) => Some((1, number(1))),
+            ("no", "maxvalue") => Some((2, 2)),
+            ("maxvalue", _) => Some((2, number(1))),
+            ("start", "with") => Some((3, number(2))),
+            ("start", _) => Some((3, number(1))),
+            ("cache", _) => Some((4, number(1))),
+            ("no", "cycle") => Some((5, 2)),
+            ("cycle", _) => Some((5, 1)),
+            _ => None,
+        }
+    };
+    let mut out = String::new();
+    let (mut copied, mut at) = (0, 0);
+    while at < t.tokens.len() {
+        let start = at;
+        let mut run: Vec<(u8, usize, usize)> = Vec::new();
+        while let Some((rank, n)) = option_at(at) {
+            run.push((rank, at, at + n));
+            at += n;
+        }
+        if run.len() < 2 {
+            at = start + 1;
+            continue;
+        }
+        run.sort_by_key(|r| r.0);
+        out.push_str(&text[copied..t.byte(start)]);
+        for (_, from, to) in run {
+            out.push_str(text[t.byte(from)..t.byte(to)].trim_end());
+            out.push(' ');
+        }
+        copied = t.byte(at);
+    }
+    out.push_str(&text[copied..]);
+    Some(out)
+}
+
 /// Through the parser.
 fn parse_full(text: &str) -> Result<Statement, Error> {
-    let mut parsed = parse::parse(text)?;
+    let ordered = order_sequence_options(text);
+    let mut parsed = parse::parse(ordered.as_deref().unwrap_or(text))?;
     let statement = match parsed.len() {
         1 => parsed.remove(0).statement,
         _ => return Err(Error::syntax("one statement was expected")),
@@ -745,9 +803,8 @@ fn explain(t: &mut Tokens) -> Result<Statement, Error> {
             let name = words.next().unwrap_or_default().to_lowercase();
             let value = words.next().unwrap_or("on").trim_matches('\'').to_lowercase();
             let on = || {
-                crate::settings::parse_bool(&value).ok_or_else(|| {
-                    Error::syntax(format!("{name} requires a Boolean value"))
-                })
+                crate::settings::parse_bool(&value)
+                    .ok_or_else(|| Error::syntax(format!("{name} requires a Boolean value")))
             };
             match name.as_str() {
                 "analyze" => e.analyze = on()?,
@@ -876,9 +933,11 @@ fn copy(t: &mut Tokens) -> Result<Statement, Error> {
         let to = t.byte(t.at - 1);
         CopySource::Query(t.text[from..to].trim().to_string())
     } else {
-        let _ = t.peek_word().as_deref() == Some("binary") && t.word_at(1).is_some() && {
+        if t.peek_word().as_deref() == Some("binary")
+            && t.word_at(1).is_some_and(|w| w != "from" && w != "to")
+        {
             return Err(Error::unsupported("COPY BINARY"));
-        };
+        }
         let name = t.name()?;
         let mut columns = Vec::new();
         if t.eat_token(&Token::LParen) {
