@@ -19,6 +19,9 @@ use crate::config::ServerConfig;
 use crate::http;
 use crate::running::Running;
 
+/// How often samples of histograms are folded into their summaries.
+const METRICS_FOLD_EVERY: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// The one database of a cluster.
 pub const DATABASE: &str = "isochrone";
 
@@ -68,6 +71,18 @@ pub async fn run(config: ServerConfig) -> anyhow::Result<i32> {
         }
     });
     let http_end = stopped(stopping.clone());
+    // Samples of histograms wait in memory until somebody folds them in.
+    let (folding, fold_end) = (recorder.clone(), stopped(stopping.clone()));
+    tokio::spawn(async move {
+        let mut fold_end = std::pin::pin!(fold_end);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut fold_end => return,
+                () = tokio::time::sleep(METRICS_FOLD_EVERY) => folding.run_upkeep(),
+            }
+        }
+    });
     let health = running.health();
     let mut http = tokio::spawn(async move { http::serve(http, health, recorder, http_end).await });
     let sql = tokio::spawn({

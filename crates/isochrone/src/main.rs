@@ -13,7 +13,7 @@ use isochrone_server::{ServerConfig, Storage};
 ///
 /// Try it:
 ///   isochrone start --data ./data        starts a database
-///   isochrone sql                        opens a shell on it (psql -h 127.0.0.1 -p 5433 -U root isochrone works too)
+///   isochrone sql                        opens a shell on it, as psql would
 ///   isochrone wal dump --data ./data     shows every record of its log
 #[derive(Parser)]
 #[command(name = "isochrone", version, verbatim_doc_comment)]
