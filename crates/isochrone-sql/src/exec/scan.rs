@@ -108,28 +108,34 @@ impl ScanRun {
             self.points = prefixes.into();
             return Ok(());
         }
-        let bounds = match (&scan.low, &scan.high) {
-            (None, None) => None,
-            (low, high) => {
-                let ty_desc = scan.reader.key_types[scan.parts.len()];
-                let value = |b: &Option<(Expr, bool)>| -> Result<Option<(Datum, bool)>, Error> {
-                    match b {
-                        None => Ok(None),
-                        Some((e, inclusive)) => Ok(Some((eval(e, row, &cx)?, *inclusive))),
-                    }
-                };
-                Some((ty_desc, value(low)?, value(high)?))
+        if scan.spans.is_empty() {
+            self.ranges.extend(prefixes.iter().map(|p| KeyRange::prefix(p)));
+            return Ok(());
+        }
+        let (ty, desc) = scan.reader.key_types[scan.parts.len()];
+        let value = |b: &Option<(Expr, bool)>| -> Result<Option<(Datum, bool)>, Error> {
+            match b {
+                None => Ok(None),
+                Some((e, inclusive)) => Ok(Some((eval(e, row, &cx)?, *inclusive))),
             }
         };
+        let bounds: Vec<_> =
+            scan.spans.iter().map(|s| Ok((value(&s.low)?, value(&s.high)?))).collect::<Result<_, Error>>()?;
+        if prefixes.len().saturating_mul(bounds.len()) > KEYS_MAX {
+            return Err(too_many());
+        }
         for p in prefixes {
-            let range = match &bounds {
-                None => KeyRange::prefix(&p),
-                Some(((ty, desc), low, high)) => match bounded(&p, *ty, *desc, low, high)? {
-                    Some(r) => r,
-                    None => continue,
-                },
-            };
-            self.ranges.push_back(range);
+            let mut ranges = Vec::with_capacity(bounds.len());
+            for (low, high) in &bounds {
+                ranges.extend(bounded(&p, ty, desc, low, high)?);
+            }
+            if ranges.len() > 1 {
+                ranges = disjoint(ranges);
+                if scan.reverse {
+                    ranges.reverse();
+                }
+            }
+            self.ranges.extend(ranges);
         }
         Ok(())
     }
@@ -203,6 +209,23 @@ impl ScanRun {
         out.push_row(row);
         Ok(())
     }
+}
+
+/// The union of ranges as ranges in order that share no key: no row comes twice.
+fn disjoint(mut ranges: Vec<KeyRange>) -> Vec<KeyRange> {
+    ranges.sort_unstable_by(|a, b| a.start.cmp(&b.start));
+    let mut out: Vec<KeyRange> = Vec::with_capacity(ranges.len());
+    for r in ranges {
+        match out.last_mut() {
+            Some(last) if r.start <= last.end => {
+                if r.end > last.end {
+                    last.end = r.end;
+                }
+            }
+            _ => out.push(r),
+        }
+    }
+    out
 }
 
 /// The keys under a prefix whose next column lies between bounds; `None` when there are none. NULLs never qualify.

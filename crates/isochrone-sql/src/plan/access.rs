@@ -10,7 +10,7 @@ use isochrone_types::{Datum, Error, Type};
 
 use super::build::{Hint, Planner, ROWS_UNKNOWN, selectivity};
 use super::expr::{ColId, Comparison, Expr, Kind, QuantOp};
-use super::node::{KeyPart, Scan};
+use super::node::{KeyPart, Scan, Span};
 use crate::descriptor::{IndexDescriptor, IndexState, TableDescriptor};
 use crate::exec::table::TableReader;
 use crate::rows::key_loses;
@@ -29,8 +29,7 @@ pub(crate) struct Access {
     pub covering: bool,
     pub parts: Vec<KeyPart>,
     pub point: bool,
-    pub low: Option<(Expr, bool)>,
-    pub high: Option<(Expr, bool)>,
+    pub spans: Vec<Span>,
     pub reverse: bool,
     /// Numbers of the predicates that the keys imply.
     pub consumed: BTreeSet<usize>,
@@ -69,6 +68,57 @@ enum Form<'e> {
     List(&'e [Expr]),
     Set(Vec<Expr>),
     Array(&'e Expr),
+    /// An OR of ranges.
+    Spans(Vec<Span>),
+}
+
+/// Part of the rows expected in each range of an OR: who writes many wants few rows of each.
+const OR_SPAN_SELECTIVITY: f64 = 0.01;
+
+/// The column and the ranges that an OR says exactly: each arm an equality, a list, or bounds, of the same column.
+fn spans_of<'e>(
+    arms: &'e [Expr],
+    compare: &dyn Fn(&'e Expr) -> Option<(ColId, Comparison, &'e Expr)>,
+    list: &dyn Fn(&'e Expr) -> Option<(ColId, &'e [Expr])>,
+) -> Option<(ColId, Vec<Span>)> {
+    let mut col = None;
+    let mut spans = Vec::new();
+    for arm in arms {
+        if let Some((c, items)) = list(arm) {
+            if *col.get_or_insert(c) != c {
+                return None;
+            }
+            let exactly = |e: &Expr| Span { low: Some((e.clone(), true)), high: Some((e.clone(), true)) };
+            spans.extend(items.iter().map(exactly));
+            continue;
+        }
+        let conjuncts = match &arm.kind {
+            Kind::And(items) => items.as_slice(),
+            _ => std::slice::from_ref(arm),
+        };
+        let mut span = Span { low: None, high: None };
+        for e in conjuncts {
+            let (c, op, bound) = compare(e)?;
+            if *col.get_or_insert(c) != c {
+                return None;
+            }
+            let inclusive = matches!(op, Comparison::Eq | Comparison::Ge | Comparison::Le);
+            let sets_low = matches!(op, Comparison::Eq | Comparison::Gt | Comparison::Ge);
+            let sets_high = matches!(op, Comparison::Eq | Comparison::Lt | Comparison::Le);
+            // A second bound on one side would have to be compared with the first.
+            if sets_low && span.low.is_some() || sets_high && span.high.is_some() {
+                return None;
+            }
+            if sets_low {
+                span.low = Some((bound.clone(), inclusive));
+            }
+            if sets_high {
+                span.high = Some((bound.clone(), inclusive));
+            }
+        }
+        spans.push(span);
+    }
+    Some((col?, spans))
 }
 
 fn terms<'e>(
@@ -82,28 +132,41 @@ fn terms<'e>(
         e.columns(&mut cols);
         cols.is_subset(available) && !e.has_subquery() && !e.is_volatile()
     };
+    let compared = |e: &'e Expr| -> Option<(ColId, Comparison, &'e Expr)> {
+        let Kind::Compare(op, two) = &e.kind else { return None };
+        if *op == Comparison::Ne {
+            return None;
+        }
+        let [l, r] = two.as_ref();
+        [(l, r, *op), (r, l, op.flipped())].into_iter().find_map(|(a, b, op)| {
+            let col = as_column(a)?;
+            (table_cols.contains(&col) && constant(b) && lookup_type(type_of(col), b.ty))
+                .then_some((col, op, b))
+        })
+    };
+    let listed = |e: &'e Expr| -> Option<(ColId, &'e [Expr])> {
+        let Kind::InList(e, list) = &e.kind else { return None };
+        let col = as_column(e)?;
+        let usable =
+            table_cols.contains(&col) && list.iter().all(|i| constant(i) && lookup_type(type_of(col), i.ty));
+        usable.then_some((col, list.as_slice()))
+    };
     let mut out = Vec::new();
     for (number, p) in predicates.iter().enumerate() {
         match &p.kind {
-            Kind::Compare(op, two) if *op != Comparison::Ne => {
-                let [l, r] = two.as_ref();
-                for (a, b, op) in [(l, r, *op), (r, l, op.flipped())] {
-                    if let Some(col) = as_column(a)
-                        && table_cols.contains(&col)
-                        && constant(b)
-                        && lookup_type(type_of(col), b.ty)
-                    {
-                        out.push(Term { number, col, form: Form::Compare(op, b) });
-                        break;
-                    }
+            Kind::Compare(..) => {
+                if let Some((col, op, b)) = compared(p) {
+                    out.push(Term { number, col, form: Form::Compare(op, b) });
                 }
             }
-            Kind::InList(e, list) => {
-                if let Some(col) = as_column(e)
-                    && table_cols.contains(&col)
-                    && list.iter().all(|i| constant(i) && lookup_type(type_of(col), i.ty))
-                {
+            Kind::InList(..) => {
+                if let Some((col, list)) = listed(p) {
                     out.push(Term { number, col, form: Form::List(list) });
+                }
+            }
+            Kind::Or(arms) => {
+                if let Some((col, spans)) = spans_of(arms, &compared, &listed) {
+                    out.push(Term { number, col, form: Form::Spans(spans) });
                 }
             }
             Kind::InSet(e, set) => {
@@ -158,11 +221,7 @@ impl Planner<'_, '_> {
                 continue;
             }
             let candidate = self.access_by(t, number, index, &terms, total, all, &needed, hint);
-            if number != 0
-                && candidate.parts.is_empty()
-                && candidate.low.is_none()
-                && candidate.high.is_none()
-            {
+            if number != 0 && candidate.parts.is_empty() && candidate.spans.is_empty() {
                 let ordered = satisfies(&candidate.order, hint);
                 if !(candidate.covering || ordered && hint.first_rows) {
                     continue;
@@ -200,7 +259,7 @@ impl Planner<'_, '_> {
         let table = &t.table;
         let mut parts = Vec::new();
         let mut consumed = BTreeSet::new();
-        let (mut low, mut high) = (None, None);
+        let mut spans = Vec::new();
         let mut found = total;
         let mut lookups = 1.0f64;
         let mut single = true;
@@ -209,9 +268,9 @@ impl Planner<'_, '_> {
         for (i, (id, _)) in index.columns.iter().enumerate() {
             let Some(position) = table.position(*id) else { break };
             let col = t.cols[position];
-            let mut of_column = terms.iter().filter(|x| x.col == col);
+            let of_column = terms.iter().filter(|x| x.col == col);
             let equal = of_column.clone().find(|x| matches!(x.form, Form::Compare(Comparison::Eq, _)));
-            let several = of_column.clone().find(|x| !matches!(x.form, Form::Compare(..)));
+            let several = of_column.clone().find(|x| !matches!(x.form, Form::Compare(..) | Form::Spans(_)));
             let unique_here = index.unique && i + 1 == width;
             if let Some(x) = equal {
                 if let Form::Compare(_, e) = &x.form {
@@ -227,7 +286,7 @@ impl Planner<'_, '_> {
                     Form::List(items) => (KeyPart::Many(items.to_vec()), items.len() as f64),
                     Form::Set(items) => (KeyPart::Many(items.clone()), items.len() as f64),
                     Form::Array(e) => (KeyPart::Array((*e).clone()), 10.0),
-                    Form::Compare(..) => break,
+                    Form::Compare(..) | Form::Spans(_) => break,
                 };
                 parts.push(part);
                 consumed.insert(x.number);
@@ -236,7 +295,12 @@ impl Planner<'_, '_> {
                 found = if unique_here { lookups.min(total) } else { (found * 0.01 * n).clamp(1.0, found) };
                 continue;
             }
-            for x in of_column.by_ref() {
+            let ranges = of_column.clone().find_map(|x| match &x.form {
+                Form::Spans(spans) => Some((x.number, spans)),
+                _ => None,
+            });
+            let (mut low, mut high) = (None, None);
+            for x in of_column {
                 if let Form::Compare(op, e) = &x.form {
                     let bound = match op {
                         Comparison::Gt | Comparison::Ge if low.is_none() => &mut low,
@@ -247,11 +311,19 @@ impl Planner<'_, '_> {
                     consumed.insert(x.number);
                 }
             }
-            found *= match (&low, &high) {
-                (None, None) => 1.0,
-                (Some(_), Some(_)) => 0.05,
-                _ => 0.33,
-            };
+            if low.is_some() || high.is_some() {
+                found *= if low.is_some() && high.is_some() { 0.05 } else { 0.33 };
+                spans.push(Span { low, high });
+            } else if let Some((number, list)) = ranges {
+                let part: f64 = list
+                    .iter()
+                    .map(|s| if s.low.is_some() && s.high.is_some() { OR_SPAN_SELECTIVITY } else { 0.33 })
+                    .sum();
+                found *= part.min(1.0);
+                lookups *= list.len() as f64;
+                spans = list.clone();
+                consumed.insert(number);
+            }
             break;
         }
         let point = parts.len() == width && (number == 0 || index.unique);
@@ -314,7 +386,7 @@ impl Planner<'_, '_> {
         let uses_outer = parts.iter().any(|p| match p {
             KeyPart::One(e) | KeyPart::Array(e) => outer_part(e),
             KeyPart::Many(list) => list.iter().any(outer_part),
-        }) || low.iter().chain(&high).any(|(e, _)| outer_part(e));
+        }) || spans.iter().flat_map(Span::exprs).any(outer_part);
         let unique_point = point && index.unique;
         let rows = if unique_point { found } else { (total * all).clamp(1.0, found) };
         Access {
@@ -322,8 +394,7 @@ impl Planner<'_, '_> {
             covering,
             parts,
             point,
-            low,
-            high,
+            spans,
             reverse,
             consumed,
             rows: rows.max(1.0),
@@ -358,7 +429,11 @@ impl Planner<'_, '_> {
         let mut bound = |b: Option<(Expr, bool)>| -> Result<Option<(Expr, bool)>, Error> {
             b.map(|(e, i)| Ok((self.physical(e, key_cols)?, i))).transpose()
         };
-        let (low, high) = (bound(access.low)?, bound(access.high)?);
+        let spans = access
+            .spans
+            .into_iter()
+            .map(|s| Ok(Span { low: bound(s.low)?, high: bound(s.high)? }))
+            .collect::<Result<Vec<_>, Error>>()?;
         let condition = access.consumed.iter().map(|i| predicates[*i].clone()).collect();
         let filter = if filters.is_empty() { None } else { Some(self.physical(Expr::and(filters), &out)?) };
         let reader = TableReader::new(&t.table, access.index, access.covering, &columns)?;
@@ -370,8 +445,7 @@ impl Planner<'_, '_> {
             lock: lock && access.point && access.index == 0,
             parts,
             point: access.point,
-            low,
-            high,
+            spans,
             reverse: access.reverse,
             columns,
             filter,

@@ -89,7 +89,7 @@ impl Printer<'_> {
     fn scan_title(&self, s: &Scan) -> String {
         let t = &s.table;
         let name = if *s.alias == *t.name { t.name.clone() } else { format!("{} {}", t.name, s.alias) };
-        let keyed = !s.parts.is_empty() || s.low.is_some() || s.high.is_some();
+        let keyed = !s.parts.is_empty() || !s.spans.is_empty();
         let back = if s.reverse { " Backward" } else { "" };
         if s.index == 0 && !keyed && !s.reverse {
             return format!("Seq Scan on {name}");

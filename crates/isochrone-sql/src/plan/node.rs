@@ -43,7 +43,23 @@ pub enum KeyPart {
     Array(Expr),
 }
 
-/// Reads a table: all of it, some keys, or a range of keys of an index.
+/// Values of one key column between two bounds. A NULL bound: no value.
+#[derive(Clone, Debug)]
+pub struct Span {
+    /// Lower bound; inclusive?
+    pub low: Option<(Expr, bool)>,
+    /// Upper bound.
+    pub high: Option<(Expr, bool)>,
+}
+
+impl Span {
+    /// Its bounds.
+    pub fn exprs(&self) -> impl Iterator<Item = &Expr> {
+        self.low.iter().chain(&self.high).map(|(e, _)| e)
+    }
+}
+
+/// Reads a table: all of it, some keys, or ranges of keys of an index.
 #[derive(Debug)]
 pub struct Scan {
     /// The table.
@@ -58,10 +74,8 @@ pub struct Scan {
     pub parts: Vec<KeyPart>,
     /// The parts decide one key each.
     pub point: bool,
-    /// Lower bound of the next key column; inclusive?
-    pub low: Option<(Expr, bool)>,
-    /// Upper bound.
-    pub high: Option<(Expr, bool)>,
+    /// The next key column lies in one of these; empty: anywhere. They may overlap and need not be in order.
+    pub spans: Vec<Span>,
     /// From the end.
     pub reverse: bool,
     /// Positions of the table's columns that come out.
@@ -373,8 +387,7 @@ impl Scan {
                 KeyPart::Many(list) => list.iter().for_each(&mut *f),
             }
         }
-        self.low.iter().for_each(|(e, _)| f(e));
-        self.high.iter().for_each(|(e, _)| f(e));
+        self.spans.iter().flat_map(Span::exprs).for_each(&mut *f);
         self.filter.iter().for_each(f);
     }
 }

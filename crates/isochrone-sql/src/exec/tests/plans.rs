@@ -71,6 +71,42 @@ async fn keys_and_ranges() {
 }
 
 #[tokio::test]
+async fn an_or_of_ranges_reads_ranges() {
+    let db = tables().await;
+    let check = |sql: &str, expected: &str| assert_eq!(shape(&db.explain(sql)), expected, "{sql}");
+    check(
+        "SELECT id FROM big WHERE k BETWEEN 5 AND 9 OR k BETWEEN $1 AND $2",
+        "Index Only Scan using big_k on big\nIndex Cond: ((((k >= 5) AND (k <= 9)) OR ((k >= $1) AND (k <= $2))))",
+    );
+    check("SELECT id FROM big WHERE k = 5 OR w = 9", "Seq Scan on big\nFilter: ((k = 5) OR (w = 9))");
+    check(
+        "SELECT * FROM pair WHERE a = 1 AND (b = 2 OR b > 7)",
+        "Index Scan using pair_pkey on pair\nIndex Cond: ((a = 1) AND ((b = 2) OR (b > 7)))",
+    );
+    // Ranges that overlap, that touch, that are empty, that hold one another: no row twice, none lost.
+    db.check("SELECT count(*) FROM big WHERE id BETWEEN 5 AND 9 OR id BETWEEN 7 AND 12", "8").await;
+    db.check("SELECT count(*) FROM big WHERE id < 5 OR id = 5 OR id IN (6, 7, 7) OR id > 499", "8").await;
+    db.check("SELECT count(*) FROM big WHERE id BETWEEN 9 AND 5 OR id BETWEEN 1 AND 9 OR id = 3", "9").await;
+    db.check("SELECT count(*) FROM big WHERE id > 5 OR id <= 5 OR id < 9999999999", "500").await;
+    db.check("SELECT count(*) FROM big WHERE id = NULL OR id = 4 OR id > 9999999999", "1").await;
+    db.check(
+        "SELECT id FROM big WHERE id = 9 OR id = 2 OR id BETWEEN 4 AND 5 ORDER BY id DESC",
+        "9\n5\n4\n2",
+    )
+    .await;
+    db.check(
+        "SELECT a, b FROM pair WHERE a IN (3, 1) AND (b = 9 OR b < 1) ORDER BY a, b",
+        "1|0\n1|9\n3|0\n3|9",
+    )
+    .await;
+    db.check(
+        "SELECT s.id, b.id FROM small s JOIN big b ON b.id = s.id OR b.id = s.big_id WHERE s.id < 3 ORDER BY 1, 2",
+        "1|1\n1|7\n2|2\n2|14",
+    )
+    .await;
+}
+
+#[tokio::test]
 async fn order_comes_from_keys() {
     let db = tables().await;
     let check = |sql: &str, expected: &str| assert_eq!(shape(&db.explain(sql)), expected, "{sql}");
