@@ -125,3 +125,40 @@ pub async fn connect(config: &Config) -> Result<Client, tokio_postgres::Error> {
     tokio::spawn(connection);
     Ok(client)
 }
+
+impl Server {
+    /// What an HTTP page answers: the status line's code, and the body.
+    pub fn http_get(&self, path: &str) -> (u16, String) {
+        use std::io::{Read, Write};
+        let mut socket = std::net::TcpStream::connect(self.http).expect("the HTTP port is open");
+        socket.set_read_timeout(Some(std::time::Duration::from_secs(30))).expect("a timeout can be set");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).expect("the request is sent");
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).expect("the answer is text");
+        let code = answer.split(' ').nth(1).and_then(|c| c.parse().ok()).expect("a status line");
+        let body = answer.split_once("\r\n\r\n").map(|(_, b)| b.to_string()).unwrap_or_default();
+        (code, body)
+    }
+
+    /// Is the process still there?
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("the process is ours").is_none()
+    }
+
+    /// SIGTERM; kills it and panics when it has not ended after this long.
+    pub fn terminate_within(mut self, limit: std::time::Duration) -> ExitStatus {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
+        let step = std::time::Duration::from_millis(10);
+        let mut waited = std::time::Duration::ZERO;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("the process is ours") {
+                return status;
+            }
+            assert!(waited < limit, "the server did not end within {limit:?} after SIGTERM");
+            std::thread::sleep(step);
+            waited += step;
+        }
+    }
+}
