@@ -155,7 +155,7 @@ impl Node {
             if let Some(reason) = states.iter().find_map(|s| s.stopped.clone()) {
                 anyhow::bail!("the node cannot serve: {reason}");
             }
-            if states.iter().all(|s| s.serving) {
+            if states.iter().all(|s| s.serving) && leave_no_gap(&states) {
                 // ADR 3: time goes on above everything that an earlier life may have served or written.
                 let floor = states.iter().map(|s| s.read_limit.max(s.closed)).max().unwrap_or_default();
                 self.clock.raise(floor);
@@ -229,6 +229,17 @@ impl Node {
         }
         Ok(())
     }
+}
+
+/// This node holds every shard. A gap between them is a split in the log that is just being applied again: the left side
+/// may serve a moment before the right one can be seen.
+fn leave_no_gap(states: &[isochrone_shard::ShardState]) -> bool {
+    let mut ranges: Vec<&KeyRange> = states.iter().map(|s| &s.range).collect();
+    ranges.sort_by(|a, b| a.start.cmp(&b.start));
+    let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else { return false };
+    first.start.is_empty()
+        && last.end.is_empty()
+        && ranges.windows(2).all(|pair| !pair[0].end.is_empty() && pair[0].end == pair[1].start)
 }
 
 /// A shard's descriptor as the meta range holds it: id, range, epoch, replicas.

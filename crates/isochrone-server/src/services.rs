@@ -152,13 +152,15 @@ impl NodeServices for Services {
                     (info.anchor, info.state) = (Some(r.shard), state);
                 }
             }
+            // A lock does not say since when it is held.
+            let started = self.local.shards().states().iter().map(|s| s.closed).max().unwrap_or_default();
             for lock in self.local.locks().list() {
                 found.entry(lock.owner).or_insert(TxnInfo {
                     txn: lock.owner,
                     state: "active",
                     pieces: 0,
                     anchor: None,
-                    started: self.local.shards().states().iter().map(|s| s.closed).max().unwrap_or_default(),
+                    started,
                 });
             }
             Ok(found.into_values().collect())
