@@ -7,6 +7,7 @@
 //! How it fails: after a failed write or fsync the node goes on refusing ([`Running::failure`] says why); only a restart
 //! helps. A state machine that cannot apply an entry ends the store loop, which looks the same from outside.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,6 +30,11 @@ use crate::node::{Assembled, Node};
 
 /// How often old versions are collected.
 const GC_EVERY: Duration = Duration::from_secs(60);
+
+/// Longest wait for the engine of a node that was dropped in this process.
+const ENGINE_WAIT_MAX: Duration = Duration::from_secs(5);
+/// The pause between two tries.
+const ENGINE_POLL: Duration = Duration::from_millis(5);
 
 /// See the module.
 pub struct Running {
@@ -56,8 +62,7 @@ impl Running {
             Storage::Memory => Arc::new(MemEngine::new()),
             Storage::Lsm => {
                 let path = config.data_dir.join("store");
-                let lsm = LsmConfig { cache_bytes: config.cache_bytes, ..LsmConfig::default() };
-                let opened = LsmEngine::open(&path, lsm);
+                let opened = open_engine(&env, config, &path).await;
                 Arc::new(opened.with_context(|| format!("cannot open the rows in {}", path.display()))?)
             }
         };
@@ -141,6 +146,22 @@ impl Running {
         })
         .await
         .context("stopping")?
+    }
+}
+
+/// The directory's lock is ours: whoever still has the engine open is a node of this process that was dropped, and
+/// whose last tasks are about to end.
+async fn open_engine(env: &Env, config: &NodeConfig, path: &Path) -> isochrone_storage::Result<LsmEngine> {
+    let mut waited = Duration::ZERO;
+    loop {
+        let lsm = LsmConfig { cache_bytes: config.cache_bytes, ..LsmConfig::default() };
+        match LsmEngine::open(path, lsm) {
+            Err(isochrone_storage::Error::Locked(..)) if waited < ENGINE_WAIT_MAX => {
+                env.timer.sleep(ENGINE_POLL).await;
+                waited += ENGINE_POLL;
+            }
+            other => return other,
+        }
     }
 }
 
