@@ -194,7 +194,7 @@ async fn insert(p: &InsertPlan, x: &mut Exec<'_>) -> Result<(u64, VecDeque<Batch
         let next = if p.source_reads_table { stored.pop_front() } else { op.next(&p.source, x).await? };
         let Some(b) = next else { break };
         for r in 0..b.len() {
-            x.check_cancel()?;
+            x.pause(1).await?;
             let defaults =
                 if p.defaults.exprs.is_empty() { Vec::new() } else { x.exprs(&p.defaults, &[]).await? };
             let row: Vec<Datum> = p
@@ -398,7 +398,7 @@ async fn update(p: &UpdatePlan, x: &mut Exec<'_>) -> Result<(u64, VecDeque<Batch
     let mut op = Op::new(&p.input);
     while let Some(b) = op.next(&p.input, x).await? {
         for r in 0..b.len() {
-            x.check_cancel()?;
+            x.pause(1).await?;
             let mut input = b.row(r);
             let found: Vec<Datum> = p.slots.iter().map(|s| input[*s].clone()).collect();
             let key = p.writer.rows.key(&found)?;
@@ -463,7 +463,7 @@ async fn delete(p: &DeletePlan, x: &mut Exec<'_>) -> Result<(u64, VecDeque<Batch
     let mut op = Op::new(&p.input);
     while let Some(b) = op.next(&p.input, x).await? {
         for r in 0..b.len() {
-            x.check_cancel()?;
+            x.pause(1).await?;
             let mut input = b.row(r);
             let found: Vec<Datum> = p.slots.iter().map(|s| input[*s].clone()).collect();
             let key = p.writer.rows.key(&found)?;

@@ -8,13 +8,15 @@ use super::batch::{BATCH_ROWS, Batch};
 use super::eval::{RowRef, eval_batch, eval_true};
 use super::ops::Op;
 use super::scan::ScanRun;
-use super::{Exec, collect};
+use super::{BATCH_WORK, Exec, collect};
 use crate::plan::expr::Expr;
 use crate::plan::node::{Node, NodeOp};
 use crate::plan::rel::JoinKind;
 
 /// No further row in a chain.
 const NONE: u32 = u32::MAX;
+/// Pairs of rows looked at between two pauses.
+const CANDIDATES_MAX: usize = 1 << 16;
 
 /// The right side's rows by the hash of their keys.
 struct HashIndex {
@@ -153,7 +155,7 @@ impl JoinRun {
                     }
                 }
             }
-            x.check_cancel()?;
+            x.pause(BATCH_WORK).await?;
             self.probe(kind, residual.as_ref(), right.cols.len(), &mut out, x)?;
         }
         Ok(if out.is_empty() { None } else { Some(out) })
@@ -190,7 +192,7 @@ impl JoinRun {
             };
             while at != NONE {
                 tried += 1;
-                if out.len() >= BATCH_ROWS || tried > (1 << 20) {
+                if out.len() >= BATCH_ROWS || tried > CANDIDATES_MAX {
                     self.at = Some(at);
                     return Ok(());
                 }

@@ -13,6 +13,8 @@
 //!   X2  The cancel flag is looked at once per batch of every operator, and per row of loops without batches (57014).
 //!   X3  A changing statement never meets its own changes: it writes only after it has read, unless what it reads
 //!       next cannot contain what it wrote.
+//!   X4  A statement that never waits lets others have the thread every few milliseconds: cancel requests, other
+//!       clients and the node's own duties must not wait for its end ([`Exec::pause`]).
 
 pub mod batch;
 mod dml;
@@ -71,6 +73,8 @@ pub(crate) struct State {
     ctes: Vec<Option<Arc<Vec<Batch>>>>,
     memory: usize,
     stats: Option<Vec<NodeStats>>,
+    /// Work since the last pause (X4).
+    work: u32,
 }
 
 impl State {
@@ -94,6 +98,11 @@ impl State {
 
 /// Calls a function for some expressions.
 type Visit<'v> = dyn Fn(&mut dyn FnMut(&Expr)) + Sync + 'v;
+
+/// What a batch counts in [`Exec::pause`].
+pub(crate) const BATCH_WORK: u32 = 32;
+/// Work between two turns for others: some milliseconds at most.
+const PAUSE_WORK: u32 = 256;
 
 /// What operators see during one call.
 pub(crate) struct Exec<'a> {
@@ -125,6 +134,19 @@ impl Exec<'_> {
     pub fn check_cancel(&self) -> Result<(), Error> {
         if self.cancel.load(Ordering::Relaxed) {
             return Err(Error::new(SqlState::QUERY_CANCELED, "canceling statement due to user request"));
+        }
+        Ok(())
+    }
+
+    /// X2 and X4, after or before so many rows (a batch counts as [`BATCH_WORK`]).
+    #[inline]
+    pub async fn pause(&mut self, work: u32) -> Result<(), Error> {
+        self.check_cancel()?;
+        self.state.work += work;
+        if self.state.work >= PAUSE_WORK {
+            self.state.work = 0;
+            tokio::task::yield_now().await;
+            self.check_cancel()?;
         }
         Ok(())
     }
@@ -267,6 +289,7 @@ impl Cursor {
             ctes: (0..plan.ctes.len()).map(|_| None).collect(),
             memory: 0,
             stats: None,
+            work: 0,
         };
         Cursor { plan, state, progress, rest: None, emitted: 0, done: false }
     }

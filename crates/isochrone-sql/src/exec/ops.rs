@@ -12,7 +12,7 @@ use super::eval::{RowRef, eval, eval_batch, eval_filter, sub_value};
 use super::join::{JoinRun, LookupRun};
 use super::scan::ScanRun;
 use super::sort::{AggregateRun, SetOpRun, SortRun};
-use super::{Exec, collect, kv_error};
+use super::{BATCH_WORK, Exec, collect, kv_error};
 use crate::plan::expr::Expr;
 use crate::plan::node::{ApplyItem, LockTarget, Node, NodeOp};
 use crate::plan::rel::SetFunction;
@@ -78,7 +78,7 @@ impl Op {
         x: &'a mut Exec<'b>,
     ) -> BoxFuture<'a, Result<Option<Batch>, Error>> {
         Box::pin(async move {
-            x.check_cancel()?;
+            x.pause(BATCH_WORK).await?;
             x.ensure_subs(&|f| node.exprs(f)).await?;
             if x.state.stats.is_none() {
                 return self.step(node, x).await;
@@ -226,7 +226,7 @@ impl Op {
                         *batch = input.next(source, x).await?;
                     }
                     let Some(b) = batch else { return Ok(None) };
-                    x.check_cancel()?;
+                    x.pause(1).await?;
                     *at += 1;
                     if let Some(row) = lock_row(target, b.row(*at - 1), x).await? {
                         out.push_row(row);
@@ -344,7 +344,7 @@ pub(crate) fn limit_values(
 
 /// The value of an Apply's item for a row.
 pub(crate) async fn apply_item(item: &ApplyItem, row: RowRef<'_>, x: &mut Exec<'_>) -> Result<Datum, Error> {
-    x.check_cancel()?;
+    x.pause(1).await?;
     match item {
         ApplyItem::Sub { sub, kind, left, binds } => {
             let mut values = Vec::with_capacity(binds.len());

@@ -10,7 +10,7 @@ use isochrone_types::{Datum, Error, SqlState, Type};
 
 use super::batch::{BATCH_ROWS, Batch};
 use super::eval::{RowRef, eval, eval_true};
-use super::{Exec, kv_error};
+use super::{BATCH_WORK, Exec, kv_error};
 use crate::plan::expr::Expr;
 use crate::plan::node::{KeyPart, Scan};
 
@@ -152,7 +152,7 @@ impl ScanRun {
         }
         let mut out = Batch::empty(scan.columns.len());
         while out.is_empty() {
-            x.check_cancel()?;
+            x.pause(BATCH_WORK).await?;
             if !self.points.is_empty() {
                 while out.len() < BATCH_ROWS {
                     let Some(key) = self.points.pop_front() else { break };
