@@ -25,8 +25,6 @@ const METRICS_FOLD_EVERY: std::time::Duration = std::time::Duration::from_secs(5
 /// The one database of a cluster.
 pub const DATABASE: &str = "isochrone";
 
-/// How often samples are folded into histograms.
-const METRICS_UPKEEP: std::time::Duration = std::time::Duration::from_secs(5);
 /// How long HTTP requests get to finish when the server drains, once the SQL clients are gone.
 const HTTP_DRAIN: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -60,16 +58,6 @@ pub async fn run(config: ServerConfig) -> anyhow::Result<i32> {
         // An error means that the sender is gone, which also is the end.
         let _ = stopping.wait_for(|stop| *stop).await;
     };
-    // Histograms keep every sample until this is called, or somebody asks for the metrics.
-    let upkeep = tokio::spawn({
-        let recorder = recorder.clone();
-        async move {
-            loop {
-                tokio::time::sleep(METRICS_UPKEEP).await;
-                recorder.run_upkeep();
-            }
-        }
-    });
     let http_end = stopped(stopping.clone());
     // Samples of histograms wait in memory until somebody folds them in.
     let (folding, fold_end) = (recorder.clone(), stopped(stopping.clone()));
@@ -119,7 +107,6 @@ pub async fn run(config: ServerConfig) -> anyhow::Result<i32> {
                 Ok(())
             }
         };
-        upkeep.abort();
         running.close().await?;
         served.context("serving SQL clients")?;
         served_http.context("serving HTTP")
