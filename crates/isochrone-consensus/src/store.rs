@@ -123,6 +123,10 @@ pub struct Store {
     durable_batch: u64,
     /// Groups that may have something to do.
     active: BTreeSet<ShardId>,
+    /// Which groups have readies that wait for a batch: the others are not touched when it is durable.
+    persisting: BTreeMap<u64, BTreeSet<ShardId>>,
+    /// Groups with more than one voter.
+    ticking: usize,
     failed: Option<String>,
 }
 
@@ -145,6 +149,8 @@ impl Store {
             next_batch: 1,
             durable_batch: 0,
             active: BTreeSet::new(),
+            persisting: BTreeMap::new(),
+            ticking: 0,
             failed: None,
         })
     }
@@ -200,6 +206,7 @@ impl Store {
             applied: new.applied,
             single_voter,
         };
+        self.ticking += usize::from(!single_voter);
         self.groups.insert(new.shard, group);
         self.active.insert(new.shard);
         Ok(())
@@ -207,7 +214,7 @@ impl Store {
 
     /// Does some group need ticks? Groups of one do not: they have nobody to hear from.
     pub fn needs_ticks(&self) -> bool {
-        self.groups.values().any(|g| !g.single_voter)
+        self.ticking > 0
     }
 
     /// Has something to do even without an event. While too many batches wait for the disk it has not: the next
@@ -313,7 +320,11 @@ impl Store {
 
     fn durable(&mut self, upto: u64, out: &mut Output) {
         self.durable_batch = self.durable_batch.max(upto);
-        for (&shard, group) in &mut self.groups {
+        let later = self.persisting.split_off(&(upto + 1));
+        let done = std::mem::replace(&mut self.persisting, later);
+        let shards: BTreeSet<ShardId> = done.into_values().flatten().collect();
+        for shard in shards {
+            let group = self.groups.get_mut(&shard).expect("groups stay");
             let mut last_ready = None;
             while group.unpersisted.front().is_some_and(|(batch, ..)| *batch <= upto) {
                 let (_, ready, last, messages) = group.unpersisted.pop_front().expect("front was there");
@@ -377,6 +388,7 @@ impl Store {
                 if must_sync {
                     let last = group.raft.store().last();
                     group.unpersisted.push_back((self.next_batch, number, last, persisted_messages));
+                    self.persisting.entry(self.next_batch).or_default().insert(shard);
                 } else if group.unpersisted.is_empty() {
                     group.raft.on_persist_ready(number);
                     out.messages
