@@ -3,6 +3,7 @@
 //!
 //! Needs to mount a tmpfs (root on Linux) and to trace a process (`strace`); where that is refused, the test says so
 //! on standard error and returns.
+#![allow(clippy::disallowed_methods, reason = "waits for the kernel, which tells nobody")]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! What a transaction did can be seen: in `isochrone.wal` while the node runs, and with `isochrone wal` after it ended.
 //! And what an operator sees of a node: shards, transactions, metrics, the drained end, the time to the first answer.
+#![allow(clippy::disallowed_methods, reason = "a test of a real process measures real time")]
 
 mod common;
 

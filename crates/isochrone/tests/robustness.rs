@@ -1,5 +1,6 @@
 //! The real server under statements, clients and loads that go too far: an answer for each, nobody else notices, and
 //! memory stays bounded. Resource figures are measured and printed; only gross excess fails.
+#![allow(clippy::disallowed_methods, reason = "a test of a real process measures real time")]
 
 mod common;
 

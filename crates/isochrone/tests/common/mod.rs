@@ -1,5 +1,6 @@
 //! A real `isochrone` process for tests: its own directory, free ports, killed when the test ends.
 #![allow(dead_code, reason = "each test binary uses a part of this")]
+#![allow(clippy::disallowed_methods, reason = "waits for a process's end")]
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
