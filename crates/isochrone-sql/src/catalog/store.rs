@@ -10,10 +10,13 @@
 //!   C2  The cached snapshot never goes back: `publish` keeps the higher version.
 //!   C3  A DDL statement's transaction has returned only after its snapshot was published (single node).
 //!
+//!   C4  Nobody uses a doubtful snapshot: a doubt is over when the catalog has been read after it was raised, not when
+//!       somebody begins to read.
+//!
 //! Failure: a COMMIT whose outcome is unknown marks the cache as doubtful; the next statement reads the catalog again.
 //! Missing: leases of other nodes on table versions (D16).
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 use isochrone_base::keyspace::{COUNTER, index_prefix};
@@ -124,7 +127,12 @@ pub async fn load(txn: &mut dyn KvTxn) -> Result<CatalogSnapshot, Error> {
 pub struct CatalogCache {
     current: RwLock<Arc<CatalogSnapshot>>,
     stamp: AtomicU64,
-    doubtful: AtomicBool,
+    /// Doubts raised so far.
+    doubts: AtomicU64,
+    /// Doubts raised before the read of the catalog that `current` came from began.
+    settled: AtomicU64,
+    /// Held by who reads the catalog: others wait for what comes of it.
+    reading: tokio::sync::Mutex<()>,
 }
 
 impl Default for CatalogCache {
@@ -133,7 +141,9 @@ impl Default for CatalogCache {
         CatalogCache {
             stamp: AtomicU64::new(snapshot.stamp),
             current: RwLock::new(Arc::new(snapshot)),
-            doubtful: AtomicBool::new(true),
+            doubts: AtomicU64::new(1),
+            settled: AtomicU64::new(0),
+            reading: tokio::sync::Mutex::default(),
         }
     }
 }
@@ -151,12 +161,12 @@ impl CatalogCache {
 
     /// Must the catalog be read again before it is used?
     pub fn is_doubtful(&self) -> bool {
-        self.doubtful.load(Ordering::Acquire)
+        self.settled.load(Ordering::Acquire) != self.doubts.load(Ordering::Acquire)
     }
 
     /// The outcome of a change is not known: the cache cannot be trusted.
     pub fn mark_doubtful(&self) {
-        self.doubtful.store(true, Ordering::Release);
+        self.doubts.fetch_add(1, Ordering::AcqRel);
     }
 
     /// C2: takes a snapshot with a higher version.
@@ -168,30 +178,28 @@ impl CatalogCache {
         }
     }
 
-    /// Reads the catalog from the store if it is doubtful.
+    /// C4: reads the catalog from the store if it is doubtful, or waits for who does.
     pub async fn refresh(&self, store: &Arc<dyn KvStore>) -> Result<(), Error> {
         if !self.is_doubtful() {
             return Ok(());
         }
-        // Cleared first: a doubt that is raised while we read stays.
-        self.doubtful.store(false, Ordering::Release);
+        let _reading = self.reading.lock().await;
+        // A doubt that is raised while we read is not settled by it.
+        let doubts = self.doubts.load(Ordering::Acquire);
+        if self.settled.load(Ordering::Acquire) == doubts {
+            return Ok(());
+        }
         let options =
             TxnOptions { isolation: Isolation::RepeatableRead, read_only: true, ..TxnOptions::default() };
         let mut txn = store.begin(options);
-        match load(&mut *txn).await {
-            Ok(snapshot) => {
-                let mut current = self.current.write().expect("no panic while the lock is held");
-                // An unknown outcome can have ended at the version that is cached already; C2 still holds.
-                if snapshot.version >= current.version {
-                    self.stamp.store(snapshot.stamp, Ordering::Release);
-                    *current = Arc::new(snapshot);
-                }
-                Ok(())
-            }
-            Err(e) => {
-                self.mark_doubtful();
-                Err(e)
-            }
+        let snapshot = load(&mut *txn).await?;
+        let mut current = self.current.write().expect("no panic while the lock is held");
+        // An unknown outcome can have ended at the version that is cached already; C2 still holds.
+        if snapshot.version >= current.version {
+            self.stamp.store(snapshot.stamp, Ordering::Release);
+            *current = Arc::new(snapshot);
         }
+        self.settled.store(doubts, Ordering::Release);
+        Ok(())
     }
 }

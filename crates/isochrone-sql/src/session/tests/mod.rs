@@ -7,6 +7,7 @@ mod catalog;
 mod concurrency;
 mod copy;
 mod ddl;
+mod startup;
 mod transactions;
 
 use std::fmt::Write;
@@ -16,7 +17,7 @@ use isochrone_env::fake::{MemDisk, TokioClock};
 use isochrone_env::os::TokioTimer;
 use isochrone_env::{Env, SplitMix64};
 use isochrone_txn::fake::FakeStore;
-use isochrone_txn::kv::BoxFuture;
+use isochrone_txn::kv::{BoxFuture, KvStore};
 use isochrone_types::{Datum, Error, Settings as Eval, Type, text};
 
 use super::*;
@@ -84,13 +85,17 @@ pub fn database() -> Arc<Database> {
 }
 
 pub fn database_on(store: FakeStore) -> Arc<Database> {
+    database_over(Arc::new(store))
+}
+
+pub fn database_over(store: Arc<dyn KvStore>) -> Arc<Database> {
     let env = Env {
         disk: Arc::new(MemDisk::new()),
         clock: Arc::new(TokioClock::new(1_700_000_000_000_000)),
         random: Arc::new(SplitMix64::new(7)),
         timer: Arc::new(TokioTimer),
     };
-    Database::new(Arc::new(store), env, "isochrone")
+    Database::new(store, env, "isochrone")
 }
 
 pub struct Client {
