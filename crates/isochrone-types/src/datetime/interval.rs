@@ -401,13 +401,8 @@ pub(crate) fn age(a: i64, b: i64) -> Result<Interval> {
         days -= 1;
     }
     if days < 0 {
-        // The month borrowed from: the earlier one's, or the later one's when the order was turned.
-        days += if sign < 0 {
-            let (y, m) = if l.month == 1 { (l.year - 1, 12) } else { (l.year, l.month - 1) };
-            days_in_month(y, m)
-        } else {
-            days_in_month(e.year, e.month)
-        };
+        // The month borrowed from is the earlier one's, whichever argument that is.
+        days += days_in_month(e.year, e.month);
         months -= 1;
     }
     Ok(Interval { months: (sign * months) as i32, days: (sign * days) as i32, micros: sign * micros })
