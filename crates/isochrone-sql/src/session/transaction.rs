@@ -20,7 +20,7 @@ use crate::session::utility::Modes;
 use crate::settings::{Mark, isolation_name};
 
 /// How often a statement is run again after a conflict, before the client hears of it: with the waits below about
-/// two seconds. With 12, six clients that update the same eleven rows lost 3 % of their statements.
+/// two seconds. With 12, 14 of about 420 updates of the same eleven rows by six clients failed.
 pub const RETRIES_MAX: u32 = 40;
 /// The first wait before a retry; doubled each time up to [`BACKOFF_MAX`], and cut by a random factor.
 const BACKOFF_MIN: Duration = Duration::from_micros(500);
