@@ -42,7 +42,7 @@ export PGHOST=127.0.0.1 PGUSER=root
 use() { case $1 in pg) export PGPORT=5541 PGDATABASE=postgres ;; iso) export PGPORT=5542 PGDATABASE=isochrone ;; esac; }
 cpu_us() { # of a process, its children, and its reaped children
   local pids; pids="$1 $(pgrep -P "$1" | tr '\n' ' ')"
-  for p in $pids; do cat "/proc/$p/stat" 2>/dev/null; done |
+  for p in $pids; do cat "/proc/$p/stat" 2>/dev/null || true; done |
     awk -v top="$1" '{ s += $14 + $15; if ($1 == top) s += $16 + $17 } END { print s * 10000 }'
 }
 for s in pg iso; do use $s; pgbench -i -q -s "$SCALE" >/dev/null 2>&1; done
@@ -58,7 +58,7 @@ cell() { # server, pgbench arguments
 }
 echo "| workload | clients | PostgreSQL tx/s | Isochrone tx/s | ratio | PostgreSQL us/tx | Isochrone us/tx | failed |"
 echo "|---|---|---|---|---|---|---|---|"
-row() {
+row() { # name, clients, pgbench arguments
   local name=$1 clients=$2; shift 2
   read -r pt pf pc < <(cell pg -c "$clients" "$@")
   read -r it if ic < <(cell iso -c "$clients" "$@")

@@ -22,7 +22,7 @@ use crate::outcome::{ApplyError, ApplyResult, Outcome};
 use crate::record::{APPLIED, PreparedPiece, RecordKey, Replicated, SHARD, Tombstone};
 use crate::shard::{Effect, Inner, Shard, Standing};
 
-/// Physical keys one `clear` entry removes; the rest needs another entry. Few, because commits of every shard of the
+/// Keys one `clear` entry removes, about; the rest needs another entry. Few, because commits of every shard of the
 /// node wait while it is applied: 10,000 keys held them up for 150 ms, these for a few.
 pub const CLEAR_KEYS_MAX: usize = 512;
 
@@ -184,9 +184,9 @@ impl Shard {
         }
         .map_err(fail)?;
         if let Some(range) = clear {
-            let more =
+            let rest =
                 mvcc::clear_range(batch, engine, &range, CLEAR_KEYS_MAX).map_err(|e| fail(e.to_string()))?;
-            effect.outcome = Outcome::Cleared { more };
+            effect.outcome = Outcome::Cleared { rest };
         }
         let created = effect.created.as_ref().map(|s| s.id);
         self.lock().pending.push_back(effect);
@@ -340,7 +340,7 @@ impl Shard {
             }
             Command::ClearRange { range } => {
                 *clear = Some(g.repl.range.intersect(&range));
-                Outcome::Cleared { more: false }
+                Outcome::Cleared { rest: None }
             }
             Command::RaiseGcThreshold { to } => {
                 // Never past an unresolved prepare.

@@ -1,6 +1,6 @@
 //! What application found (R2), and how a shard fails.
 
-use isochrone_base::{LogIndex, ShardId, Term};
+use isochrone_base::{Key, LogIndex, ShardId, Term};
 
 use crate::api::Record;
 
@@ -19,10 +19,10 @@ pub enum Outcome {
     Illegal(&'static str),
     /// Done.
     Done,
-    /// Some of a range was cleared; is something left?
+    /// Some of a range was cleared.
     Cleared {
-        /// Propose again.
-        more: bool,
+        /// Where to go on; `None`: nothing is left.
+        rest: Option<Key>,
     },
 }
 

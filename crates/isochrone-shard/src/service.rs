@@ -392,19 +392,21 @@ impl LocalShards {
     /// # Errors
     /// As for every request; what was removed stays removed, and asking again goes on.
     pub async fn clear_range(&self, range: &KeyRange) -> Result<(), Error> {
-        for part in self.shards.cut(range) {
+        for mut part in self.shards.cut(range) {
             loop {
                 let command = Command::ClearRange { range: part.clone() };
-                let more = self
+                let rest = self
                     .logged(
                         &part.start,
                         |s| s.evaluate_plain(command.clone()),
-                        |found| Ok(matches!(found, Outcome::Cleared { more: true })),
+                        |found| match found {
+                            Outcome::Cleared { rest } => Ok(rest),
+                            _ => Ok(None),
+                        },
                     )
                     .await?;
-                if !more {
-                    break;
-                }
+                let Some(rest) = rest else { break };
+                part.start = rest;
                 // Nobody waits for the room, and somebody may wait for the store loop.
                 self.timer.sleep(CLEAR_PAUSE).await;
             }

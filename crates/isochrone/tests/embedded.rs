@@ -7,7 +7,8 @@ async fn what_was_committed_is_there_after_closing_and_after_dropping() {
     let dir = tempfile::tempdir().unwrap();
     let db = Database::open(dir.path()).await.unwrap();
     db.execute("CREATE TABLE t (id int PRIMARY KEY, name text, score float8)", &[]).await.unwrap();
-    let inserted = db.execute("INSERT INTO t VALUES ($1, $2, $3), (2, NULL, NULL)", params![1, "ada", 1.5]).await;
+    let inserted =
+        db.execute("INSERT INTO t VALUES ($1, $2, $3), (2, NULL, NULL)", params![1, "ada", 1.5]).await;
     assert_eq!(inserted.unwrap(), 2);
 
     let mut txn = db.begin().await.unwrap();

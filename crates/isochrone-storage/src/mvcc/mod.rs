@@ -32,7 +32,7 @@ pub use read::{
     MvccScan, Row, approximate_bytes, changed_between, changed_in, get_at, get_newest, newest_ts, scan_at,
 };
 
-use isochrone_base::{Bytes, KeyRange, Timestamp};
+use isochrone_base::{Bytes, Key, KeyRange, Timestamp};
 
 use crate::{Error, Reader, Result, WriteBatch};
 
@@ -128,23 +128,40 @@ pub fn put_version_over(
     Ok(())
 }
 
-/// Removes everything about a range of keys (all versions, prepared writes) in batches of at most `keys` physical keys:
-/// for dropping a shard's replica and for clearing before a snapshot is installed. Returns whether something is left.
+/// Removes everything about a range of keys (all versions, prepared writes), at most about twice `keys` physical keys at
+/// a time: for dropped tables and for clearing before a snapshot is installed. Returns the key to go on from, `None` when
+/// nothing is left. Going on from there matters: whoever starts at the front again wades through what was removed.
 pub fn clear_range<R: Reader + ?Sized>(
     batch: &mut WriteBatch,
     reader: &R,
     range: &KeyRange,
     keys: usize,
-) -> Result<bool> {
+) -> Result<Option<Key>> {
+    let mut newest = Vec::new();
+    let mut rest = None;
+    for row in reader.scan(&Space::Data.range(range), false) {
+        let physical = row?.0;
+        if newest.len() == keys {
+            rest = Some(user_key(&physical).to_vec());
+            break;
+        }
+        newest.push(physical.to_vec());
+    }
+    // Older versions first: while some are left, their key stays, and is met again.
+    let part =
+        KeyRange { start: range.start.clone(), end: rest.clone().unwrap_or_else(|| range.end.clone()) };
     let mut left = keys;
-    for physical in [Space::Data.range(range), history_range(range), lock_range(range)] {
+    for physical in [history_range(&part), lock_range(&part)] {
         for row in reader.scan(&physical, false) {
             if left == 0 {
-                return Ok(true);
+                return Ok(Some(part.start));
             }
             batch.delete(row?.0.to_vec());
             left -= 1;
         }
     }
-    Ok(false)
+    for physical in newest {
+        batch.delete(physical);
+    }
+    Ok(rest)
 }

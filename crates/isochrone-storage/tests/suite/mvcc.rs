@@ -189,7 +189,9 @@ fn run(rig: &dyn Rig, ops: Vec<Op>) {
     assert_eq!(hash(engine), hash(&keeper));
 
     let mut batch = WriteBatch::new();
-    while mvcc::clear_range(&mut batch, engine, &KeyRange::all(), 3).unwrap() {
+    let mut range = KeyRange::all();
+    while let Some(rest) = mvcc::clear_range(&mut batch, engine, &range, 3).unwrap() {
+        range.start = rest;
         engine.write(std::mem::take(&mut batch)).unwrap();
     }
     engine.write(batch).unwrap();
