@@ -51,7 +51,9 @@ sleep 5 # what the load left behind to be cleaned up
 cell() { # server, pgbench arguments
   local s=$1 pid before after out n; shift
   use "$s"; pid=$([ "$s" = pg ] && echo "$pg" || echo "$iso")
-  before=$(cpu_us "$pid"); out=$(pgbench -n -T "$SECS" -j 2 "$@" 2>&1); after=$(cpu_us "$pid")
+  before=$(cpu_us "$pid"); out=$(pgbench -n -T "$SECS" -j 2 "$@" 2>&1)
+  sleep 0.3 # the last of PostgreSQL's backends is counted when it was reaped
+  after=$(cpu_us "$pid")
   n=$(awk '/actually processed/ { split($6, a, "/"); print a[1] }' <<<"$out")
   awk -v n="$n" -v c=$((after - before)) \
     '/failed transactions/ { f = $5 } /^tps/ { t = $3 } END { printf "%.0f %s %.0f\n", t, f, n ? c / n : 0 }' <<<"$out"
