@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use common::{Server, isochrone};
-use isochrone_env::Random;
+
 use isochrone_env::SplitMix64;
 
 fn start_fails(dir: &std::path::Path) -> String {
