@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::{Server, isochrone};
 
-use isochrone_env::SplitMix64;
+use isochrone_env::{Random, SplitMix64};
 
 fn start_fails(dir: &std::path::Path) -> String {
     let out = isochrone()
