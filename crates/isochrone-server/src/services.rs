@@ -137,7 +137,7 @@ impl NodeServices for Services {
                     Record::Aborted => "aborted",
                 };
                 let anchor_here = r.anchor == Some(r.piece);
-                let started = r.candidate.unwrap_or(r.deadline);
+                let started = r.candidate;
                 let info = found.entry(r.txn).or_insert(TxnInfo {
                     txn: r.txn,
                     state,
@@ -146,21 +146,19 @@ impl NodeServices for Services {
                     started,
                 });
                 info.pieces = info.pieces.max(r.pieces.len() as u32).max(1);
-                info.started = info.started.min(started);
+                info.started = info.started.or(started);
                 if anchor_here {
                     // The anchor's record decides.
                     (info.anchor, info.state) = (Some(r.shard), state);
                 }
             }
-            // A lock does not say since when it is held.
-            let started = self.local.shards().states().iter().map(|s| s.closed).max().unwrap_or_default();
             for lock in self.local.locks().list() {
                 found.entry(lock.owner).or_insert(TxnInfo {
                     txn: lock.owner,
                     state: "active",
                     pieces: 0,
                     anchor: None,
-                    started,
+                    started: None,
                 });
             }
             Ok(found.into_values().collect())

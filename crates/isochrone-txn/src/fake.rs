@@ -461,7 +461,7 @@ impl KvStore for FakeStore {
                 state: "active",
                 pieces: 0,
                 anchor: None,
-                started: *started,
+                started: Some(*started),
             };
             Ok(state.active.iter().map(info).collect())
         })

@@ -200,8 +200,8 @@ pub struct TxnInfo {
     pub pieces: u32,
     /// The shard of the anchor, where known.
     pub anchor: Option<ShardId>,
-    /// When it began, or its candidate timestamp.
-    pub started: Timestamp,
+    /// Its candidate timestamp, while a record still has it: neither a lock nor a tombstone says when it began.
+    pub started: Option<Timestamp>,
 }
 
 /// The services of the layers below, for one node.

@@ -918,14 +918,15 @@ pub(super) async fn transactions(s: &Source<'_>) -> Rows {
     Ok(rows
         .into_iter()
         .map(|x| {
-            let age = now.micros().saturating_sub(x.started.micros());
+            let age = |since: isochrone_base::Timestamp| now.micros().saturating_sub(since.micros()) as i64;
             vec![
                 t(x.txn.to_string()),
                 t(x.state),
                 i4(x.pieces as i32),
                 x.anchor.map_or(NULL, |a| count(a.0)),
-                Datum::Timestamptz(x.started.micros() as i64 - EPOCH_2000_US),
-                Datum::Interval(Interval { months: 0, days: 0, micros: age as i64 }),
+                x.started.map_or(NULL, |ts| Datum::Timestamptz(ts.micros() as i64 - EPOCH_2000_US)),
+                x.started
+                    .map_or(NULL, |ts| Datum::Interval(Interval { months: 0, days: 0, micros: age(ts) })),
             ]
         })
         .collect::<Vec<_>>())
