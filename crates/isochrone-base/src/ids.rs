@@ -6,6 +6,11 @@ use std::fmt;
 pub type LogIndex = u64;
 /// A Raft term.
 pub type Term = u64;
+/// A shard is born with everything up to here applied, on every replica: its first entry is the next one. So a replica
+/// that holds nothing can never be fed from the log alone, which would miss what the shard was born with.
+pub const INIT_INDEX: LogIndex = 10;
+/// The term of the (imagined) entry at [`INIT_INDEX`]; nobody ever led in it.
+pub const INIT_TERM: Term = 5;
 /// The number of a piece within its transaction, from 0.
 pub type PieceNo = u32;
 

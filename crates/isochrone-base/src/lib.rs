@@ -4,11 +4,13 @@
 //!   reader that never panics.
 //! * [`ordered`] is the order-preserving encoding of keys: comparing two encodings as bytes gives the order of
 //!   the values.
+//! * [`bank`] holds the bugs that the simulator must find.
 //! * [`keyspace`] says which system or table a key belongs to.
 //!
 //! This crate knows nothing of the others and does no I/O.
 #![forbid(unsafe_code)]
 
+pub mod bank;
 pub mod codec;
 pub mod hash;
 pub mod ids;
@@ -19,7 +21,7 @@ pub mod range;
 pub mod timestamp;
 
 pub use bytes::Bytes;
-pub use ids::{LogIndex, NodeId, PieceNo, ShardId, Term, TxnId};
+pub use ids::{INIT_INDEX, INIT_TERM, LogIndex, NodeId, PieceNo, ShardId, Term, TxnId};
 pub use range::KeyRange;
 pub use timestamp::Timestamp;
 

@@ -9,6 +9,11 @@
 //!   H2  After `update(t)`, every `now()` is above `t`.
 //!   H3  The physical part never runs backwards: when the wall clock is set back, time goes on with the
 //!       monotonic clock from where it stood.
+//!   H6  A guarded clock ([`Hlc::guard`]) does not follow a wall clock that leaps against the monotonic one, either way: it
+//!       goes on from where it stood until the leap is taken back, or somebody who compared it with other clocks says that
+//!       the wall clock is right now ([`Hlc::follow_wall`]). So a clock that is set far ahead on a running node gets into
+//!       no timestamp, from where it would be in every node's clock. `follow_wall` is the one exception to H3; H1 and H2
+//!       hold over it.
 //!
 //! Over restarts: the caller starts the clock with the highest timestamp that the node's logs hold (leases' read
 //! limits, commit and prepare timestamps, closed timestamps). That is the persisted upper bound: a timestamp above
@@ -20,7 +25,8 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
 
 use isochrone_base::Timestamp;
 use isochrone_env::Clock;
@@ -33,7 +39,18 @@ pub struct Hlc {
     /// Physical time is never below this plus what the monotonic clock has gone on since `base_monotonic_ns`.
     base_wall_us: AtomicU64,
     base_monotonic_ns: u64,
+    /// H6: how far the wall clock may leap; 0: as far as it likes.
+    leap_max_us: AtomicU64,
+    /// What the wall clock showed when it was last followed, less what the monotonic clock had gone on by then.
+    followed_us: AtomicI64,
 }
+
+/// Of a clock that is followed, what it showed is noted when it has moved by this much, so that not every reading writes.
+const NOTE_US: u64 = 1_000;
+/// Two looks at the clocks that lie further apart are not of one moment.
+const MOMENT_NS: u64 = 5_000_000;
+/// Looks for two of one moment; on a machine that is so busy the last two must do.
+const LOOKS_MAX: u32 = 10;
 
 impl Hlc {
     /// Starts above `floor`, the highest timestamp that the node's logs hold.
@@ -45,22 +62,94 @@ impl Hlc {
             last: AtomicU64::new(floor.0),
             base_wall_us: AtomicU64::new(base_wall_us),
             base_monotonic_ns,
+            leap_max_us: AtomicU64::new(0),
+            followed_us: AtomicI64::new(base_wall_us.cast_signed()),
         }
+    }
+
+    /// From now on leaps of the wall clock beyond this are not followed (H6).
+    pub fn guard(&self, leap_max: Duration) {
+        self.follow_wall();
+        self.leap_max_us.store(u64::try_from(leap_max.as_micros()).unwrap_or(u64::MAX), Ordering::Release);
+    }
+
+    /// The wall clock is right as it is now, whatever it was before. Timestamps still only go up (H1).
+    pub fn follow_wall(&self) {
+        let (reading, elapsed_us) = self.look();
+        let shown = reading.now_us.saturating_sub(elapsed_us);
+        self.followed_us.store(shown.cast_signed(), Ordering::Release);
+        self.base_wall_us.store(shown, Ordering::Release);
+    }
+
+    /// How far the wall clock is from this clock's physical time; more than the guard's bound, when it leapt, or when this
+    /// clock began with one that was wrong.
+    pub fn wall_off_us(&self) -> i64 {
+        let (reading, elapsed_us) = self.look();
+        let physical = self.physical_at(reading.now_us, elapsed_us);
+        reading.now_us.cast_signed().saturating_sub(physical.cast_signed())
+    }
+
+    /// What the wall clock shows, less what the monotonic clock has gone on by: the same as long as neither is touched.
+    pub fn wall_shown_us(&self) -> i64 {
+        let (reading, elapsed_us) = self.look();
+        reading.now_us.cast_signed().saturating_sub(elapsed_us.cast_signed())
+    }
+
+    /// Both clocks at one moment: what lies between two looks is no leap.
+    fn look(&self) -> (isochrone_env::ClockReading, u64) {
+        let mut before_ns = self.clock.monotonic_ns();
+        for _ in 1..LOOKS_MAX {
+            let reading = self.clock.wall();
+            let after_ns = self.clock.monotonic_ns();
+            if after_ns.saturating_sub(before_ns) <= MOMENT_NS {
+                return (reading, self.elapsed_us(before_ns));
+            }
+            before_ns = after_ns;
+        }
+        (self.clock.wall(), self.elapsed_us(self.clock.monotonic_ns()))
+    }
+
+    /// What the monotonic clock had gone on by at a reading of it.
+    pub fn elapsed_us(&self, now_ns: u64) -> u64 {
+        now_ns.saturating_sub(self.base_monotonic_ns) / 1_000
     }
 
     /// As if the clock had been started above `floor` now: what replaying the logs found. Unlike [`Hlc::update`],
     /// physical time goes on from there, so that commits do not wait for a wall clock that was set back (R23).
     pub fn raise(&self, floor: Timestamp) {
         self.update(floor);
-        let elapsed_us = self.clock.monotonic_ns().saturating_sub(self.base_monotonic_ns) / 1_000;
+        let elapsed_us = self.elapsed_us(self.clock.monotonic_ns());
         self.base_wall_us.fetch_max(floor.micros().saturating_sub(elapsed_us), Ordering::AcqRel);
     }
 
     /// Physical time in microseconds: the wall clock, or the monotonic clock's continuation where that is ahead (H3).
     fn physical_us(&self) -> (u64, u64) {
         let reading = self.clock.wall();
-        let elapsed_us = self.clock.monotonic_ns().saturating_sub(self.base_monotonic_ns) / 1_000;
-        (reading.now_us.max(self.base_wall_us.load(Ordering::Relaxed) + elapsed_us), reading.error_us)
+        let elapsed_us = self.elapsed_us(self.clock.monotonic_ns());
+        (self.physical_at(reading.now_us, elapsed_us), reading.error_us)
+    }
+
+    fn physical_at(&self, wall_us: u64, elapsed_us: u64) -> u64 {
+        let floor = self.base_wall_us.load(Ordering::Relaxed).saturating_add(elapsed_us);
+        let leap_max = self.leap_max_us.load(Ordering::Relaxed);
+        if leap_max == 0 {
+            return wall_us.max(floor);
+        }
+        let shown = wall_us.cast_signed().saturating_sub(elapsed_us.cast_signed());
+        let followed = self.followed_us.load(Ordering::Relaxed);
+        let leap = shown.abs_diff(followed);
+        if leap > leap_max {
+            return followed.saturating_add_unsigned(elapsed_us).max(0).cast_unsigned().max(floor);
+        }
+        if leap > NOTE_US {
+            self.followed_us.store(shown, Ordering::Relaxed);
+        }
+        wall_us.max(floor)
+    }
+
+    /// This clock's own best guess of the time, without issuing a timestamp.
+    pub fn physical(&self) -> Timestamp {
+        Timestamp::from_micros(self.physical_us().0)
     }
 
     /// A new timestamp, above all before (H1, H2).
@@ -99,6 +188,11 @@ impl Hlc {
         Timestamp::from_micros(now.saturating_sub(error))
     }
 
+    /// The monotonic clock: nanoseconds since some fixed moment of this process. What leases are measured by (D9).
+    pub fn monotonic_ns(&self) -> u64 {
+        self.clock.monotonic_ns()
+    }
+
     /// The width of the uncertainty window of a reader here, in microseconds (R5): how far ahead of this node's clock
     /// a timestamp can be that was already acknowledged elsewhere. 0 where this node's clock is the only one.
     pub fn uncertainty_us(&self) -> u64 {
@@ -123,7 +217,7 @@ mod tests {
         assert!(a < b && a.micros() == 1_000 && b.micros() == 1_000);
         clock.advance(Duration::from_micros(5));
         assert_eq!(hlc.now().micros(), 1_005);
-        assert_eq!(hlc.latest().micros(), 1_005);
+        assert_eq!((hlc.latest().micros(), hlc.monotonic_ns()), (1_005, 5_000));
         clock.set_error_us(10);
         assert_eq!((hlc.earliest().micros(), hlc.latest().micros()), (995, 1_015));
         assert_eq!(hlc.uncertainty_us(), 20);
@@ -151,16 +245,57 @@ mod tests {
         assert_eq!(hlc.latest().micros(), 6_000_000);
     }
 
+    #[test]
+    fn a_leap_is_not_followed() {
+        let clock = Arc::new(ManualClock::new(10_000_000));
+        let hlc = Hlc::new(clock.clone(), Timestamp::MIN);
+        hlc.guard(Duration::from_millis(250));
+        clock.advance(Duration::from_secs(1));
+        // Small steps are, either way; physical time does not run back for them.
+        clock.set_wall_us(11_250_000);
+        assert_eq!((hlc.now().micros(), hlc.wall_off_us()), (11_250_000, 0));
+        clock.set_wall_us(11_000_000);
+        assert_eq!(hlc.physical().micros(), 11_000_000);
+        for wrong in [3_600_000_000, 1] {
+            clock.set_wall_us(wrong);
+            assert_eq!(hlc.physical().micros(), 11_000_000, "it goes on from where it stood");
+            assert_eq!(hlc.wall_off_us(), wrong as i64 - 11_000_000);
+            assert!(hlc.now().micros() < 11_300_000);
+        }
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(hlc.physical().micros(), 12_000_000);
+        // It is set right again.
+        clock.set_wall_us(12_100_000);
+        assert_eq!((hlc.physical().micros(), hlc.wall_off_us()), (12_100_000, 0));
+        // A machine slept, and others say that its wall clock is right.
+        clock.set_wall_us(99_000_000);
+        hlc.follow_wall();
+        assert_eq!((hlc.physical().micros(), hlc.wall_off_us()), (99_000_000, 0));
+        let last = hlc.now();
+        // The same the other way: timestamps still go up.
+        clock.set_wall_us(50_000_000);
+        hlc.follow_wall();
+        assert_eq!(hlc.physical().micros(), 50_000_000);
+        assert!(hlc.now() > last);
+    }
+
     proptest! {
         #[test]
-        fn monotone_whatever_happens(steps in proptest::collection::vec((0u8..3, 0u64..10_000_000), 1..50)) {
+        fn monotone_whatever_happens(
+            guarded: bool,
+            steps in proptest::collection::vec((0u8..4, 0u64..10_000_000), 1..50),
+        ) {
             let clock = Arc::new(ManualClock::new(1_000_000));
             let hlc = Hlc::new(clock.clone(), Timestamp::MIN);
+            if guarded {
+                hlc.guard(Duration::from_millis(250));
+            }
             let mut last = Timestamp::MIN;
             for (what, n) in steps {
                 match what {
                     0 => clock.advance(Duration::from_micros(n)),
                     1 => clock.set_wall_us(n),
+                    2 => hlc.follow_wall(),
                     _ => {
                         let seen = Timestamp::from_micros(n);
                         hlc.update(seen);

@@ -24,6 +24,8 @@ pub const SECTOR_BYTES: usize = 512;
 pub enum Fault {
     /// The operation fails with EIO; a failed `sync_data` marks its writes clean without making them durable.
     Eio,
+    /// The next `sync_data` from here on fails with EIO, as with [`Fault::Eio`].
+    SyncFails,
     /// Writes and creations fail with ENOSPC from here on; nothing else does.
     Enospc,
     /// The machine loses power before the operation; every operation from here on fails until [`MemDisk::crash`].
@@ -34,13 +36,34 @@ pub enum Fault {
 struct Inode {
     /// What survives a power cut.
     durable: Vec<u8>,
+    /// What a sector held before what it holds durably; as long as `durable`, or shorter.
+    previous: Vec<u8>,
     /// What a running program sees.
     cached: Vec<u8>,
     /// Sectors that differ, because they were written since the last sync.
     dirty: std::collections::BTreeSet<usize>,
 }
 
-#[derive(Debug, Default)]
+impl Inode {
+    /// What a program sees of a sector becomes durable.
+    fn write_back(&mut self, sector: usize) {
+        let from = sector * SECTOR_BYTES;
+        let to = (from + SECTOR_BYTES).min(self.cached.len());
+        if from >= to {
+            return;
+        }
+        if self.durable.len() < to {
+            self.durable.resize(to, 0);
+        }
+        if self.previous.len() < to {
+            self.previous.resize(to, 0);
+        }
+        self.previous[from..to].copy_from_slice(&self.durable[from..to]);
+        self.durable[from..to].copy_from_slice(&self.cached[from..to]);
+    }
+}
+
+#[derive(Clone, Debug, Default)]
 struct State {
     inodes: BTreeMap<u64, Inode>,
     next_inode: u64,
@@ -49,8 +72,11 @@ struct State {
     /// Names that survive a power cut.
     durable_names: BTreeMap<PathBuf, u64>,
     operations: u64,
-    fault: Option<(u64, Fault)>,
+    /// From which operation on, and what; one of a kind at most.
+    faults: Vec<(u64, Fault)>,
     full: bool,
+    /// What made an operation fail since the disk was last whole.
+    failed: Option<Fault>,
     dead: bool,
 }
 
@@ -73,16 +99,28 @@ impl MemDisk {
         self.lock().operations
     }
 
-    /// Lets the operation with this number (counted from 0 over the disk's life) meet a fault.
+    /// Lets the operation with this number (counted from 0 over the disk's life) meet a fault. One of each kind may lie
+    /// ahead: a second one of a kind takes the place of the first.
     pub fn fail_at(&self, operation: u64, fault: Fault) {
-        self.lock().fault = Some((operation, fault));
+        let mut s = self.lock();
+        s.faults.retain(|(_, other)| *other != fault);
+        s.faults.push((operation, fault));
     }
 
-    /// Takes back a fault, and gives space again to a full disk.
+    /// Takes back all faults, and gives space again to a full disk.
     pub fn heal(&self) {
-        let mut s = self.lock();
-        s.fault = None;
-        s.full = false;
+        self.lock().heal();
+    }
+
+    /// Takes back the faults that lie ahead; what has failed stays so.
+    pub fn disarm(&self) {
+        self.lock().faults.clear();
+    }
+
+    /// Which fault made an operation fail since the last [`MemDisk::heal`] or [`MemDisk::crash`]; of several, the first. A
+    /// power cut is no failure in this sense.
+    pub fn failed(&self) -> Option<Fault> {
+        self.lock().failed
     }
 
     /// Did a power cut happen that [`MemDisk::crash`] has not yet followed?
@@ -95,19 +133,11 @@ impl MemDisk {
         let mut s = self.lock();
         let s = &mut *s;
         for inode in s.inodes.values_mut() {
-            for &sector in &inode.dirty {
+            for sector in inode.dirty.clone() {
                 if random.next_u64() & 1 == 0 {
                     continue;
                 }
-                let from = sector * SECTOR_BYTES;
-                let to = (from + SECTOR_BYTES).min(inode.cached.len());
-                if from >= to {
-                    continue;
-                }
-                if inode.durable.len() < to {
-                    inode.durable.resize(to, 0);
-                }
-                inode.durable[from..to].copy_from_slice(&inode.cached[from..to]);
+                inode.write_back(sector);
             }
             inode.dirty.clear();
             inode.cached = inode.durable.clone();
@@ -125,8 +155,52 @@ impl MemDisk {
         }
         s.names = s.durable_names.clone();
         s.dead = false;
-        s.fault = None;
-        s.full = false;
+        s.heal();
+    }
+
+    /// A disk that holds the same; what happens to either is not seen by the other.
+    pub fn fork(&self) -> MemDisk {
+        MemDisk(Arc::new(Mutex::new(self.lock().clone())))
+    }
+
+    /// The files that survive a power cut, and their sizes in bytes.
+    pub fn durable_files(&self) -> Vec<(PathBuf, usize)> {
+        let s = self.lock();
+        s.durable_names.iter().map(|(path, inode)| (path.clone(), s.inodes[inode].durable.len())).collect()
+    }
+
+    /// The durable bytes of a whole sector of a file; none if it was written since, or ends before.
+    pub fn sector(&self, path: &Path, sector: usize) -> Option<Vec<u8>> {
+        let s = self.lock();
+        let inode = &s.inodes[s.durable_names.get(path)?];
+        if inode.dirty.contains(&sector) {
+            return None;
+        }
+        let from = sector * SECTOR_BYTES;
+        Some(inode.durable.get(from..from + SECTOR_BYTES)?.to_vec())
+    }
+
+    /// What a sector held before that: zeros at first.
+    pub fn previous_sector(&self, path: &Path, sector: usize) -> Option<Vec<u8>> {
+        let s = self.lock();
+        let inode = &s.inodes[s.durable_names.get(path)?];
+        let from = sector * SECTOR_BYTES;
+        let known = inode.previous.len();
+        let mut bytes = inode.previous[from.min(known)..(from + SECTOR_BYTES).min(known)].to_vec();
+        bytes.resize(SECTOR_BYTES, 0);
+        Some(bytes)
+    }
+
+    /// Replaces the durable bytes of a sector, and what a program reads there: damage, while no program runs.
+    pub fn set_sector(&self, path: &Path, sector: usize, bytes: &[u8]) {
+        let s = &mut *self.lock();
+        let Some(inode) = s.durable_names.get(path).and_then(|inode| s.inodes.get_mut(inode)) else { return };
+        let from = sector * SECTOR_BYTES;
+        for image in [&mut inode.durable, &mut inode.cached] {
+            if let Some(place) = image.get_mut(from..from + SECTOR_BYTES) {
+                place.copy_from_slice(&bytes[..SECTOR_BYTES]);
+            }
+        }
     }
 
     /// The bytes of a file as a running program sees them; to be looked at or damaged by a test.
@@ -148,34 +222,50 @@ impl MemDisk {
     }
 }
 
+/// What an operation does, as far as faults tell them apart.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Operation {
+    /// Needs space.
+    Writes,
+    Syncs,
+    Other,
+}
+
 impl State {
-    /// Counts an operation; says what fault it meets. `PowerCut` and a dead disk are errors right away.
-    fn step(&mut self, writes: bool) -> io::Result<bool> {
+    fn heal(&mut self) {
+        self.faults.clear();
+        self.full = false;
+        self.failed = None;
+    }
+
+    /// Counts an operation; says whether it meets EIO. `PowerCut`, a full and a dead disk are errors right away.
+    fn step(&mut self, operation: Operation) -> io::Result<bool> {
         if self.dead {
             return Err(io::Error::other("power is off"));
         }
         let n = self.operations;
         self.operations += 1;
-        let mut eio = false;
-        if let Some((at, fault)) = self.fault
-            && n >= at
-        {
-            match fault {
-                Fault::Eio => {
-                    eio = true;
-                    self.fault = None;
-                }
+        let mut eio = None;
+        for fault in self.faults.extract_if(.., |(at, fault)| {
+            n >= *at && (*fault != Fault::SyncFails || operation == Operation::Syncs)
+        }) {
+            match fault.1 {
+                Fault::Eio | Fault::SyncFails => eio = Some(fault.1),
                 Fault::Enospc => self.full = true,
-                Fault::PowerCut => {
-                    self.dead = true;
-                    return Err(io::Error::other("power is off"));
-                }
+                Fault::PowerCut => self.dead = true,
             }
         }
-        if self.full && writes {
+        if self.dead {
+            return Err(io::Error::other("power is off"));
+        }
+        if self.full && operation == Operation::Writes {
+            self.failed.get_or_insert(Fault::Enospc);
             return Err(io::Error::from(io::ErrorKind::StorageFull));
         }
-        Ok(eio)
+        if let Some(fault) = eio {
+            self.failed.get_or_insert(fault);
+        }
+        Ok(eio.is_some())
     }
 }
 
@@ -218,7 +308,7 @@ impl DiskFile for MemFile {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
         self.with(|s| {
-            if s.step(true)? {
+            if s.step(Operation::Writes)? {
                 return Err(eio());
             }
             let inode = s.inodes.get_mut(&self.inode).expect("an open file has an inode");
@@ -234,7 +324,7 @@ impl DiskFile for MemFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.with(|s| {
-            let eio_now = s.step(false)?;
+            let eio_now = s.step(Operation::Syncs)?;
             let inode = s.inodes.get_mut(&self.inode).expect("an open file has an inode");
             if eio_now {
                 // Linux: the pages are marked clean although they never reached the disk.
@@ -245,21 +335,16 @@ impl DiskFile for MemFile {
                 return Ok(());
             }
             inode.durable.resize(inode.cached.len(), 0);
-            for &sector in &inode.dirty {
-                let from = sector * SECTOR_BYTES;
-                let to = (from + SECTOR_BYTES).min(inode.cached.len());
-                if from < to {
-                    inode.durable[from..to].copy_from_slice(&inode.cached[from..to]);
-                }
+            for sector in std::mem::take(&mut inode.dirty) {
+                inode.write_back(sector);
             }
-            inode.dirty.clear();
             Ok(())
         })
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.with(|s| {
-            if s.step(true)? {
+            if s.step(Operation::Writes)? {
                 return Err(eio());
             }
             let inode = s.inodes.get_mut(&self.inode).expect("an open file has an inode");
@@ -283,7 +368,7 @@ impl Disk for MemDisk {
             (Some(_), OpenMode::CreateNew) => return Err(io::ErrorKind::AlreadyExists.into()),
             (Some(inode), _) => inode,
             (None, OpenMode::CreateNew) => {
-                if s.step(true)? {
+                if s.step(Operation::Writes)? {
                     return Err(eio());
                 }
                 s.next_inode += 1;
@@ -299,7 +384,7 @@ impl Disk for MemDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut s = self.lock();
-        if s.step(true)? {
+        if s.step(Operation::Writes)? {
             return Err(eio());
         }
         let inode = s.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
@@ -309,7 +394,7 @@ impl Disk for MemDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut s = self.lock();
-        if s.step(false)? {
+        if s.step(Operation::Other)? {
             return Err(eio());
         }
         s.names.remove(path).ok_or(io::ErrorKind::NotFound)?;
@@ -326,7 +411,7 @@ impl Disk for MemDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut s = self.lock();
-        if s.step(false)? {
+        if s.step(Operation::Other)? {
             return Err(eio());
         }
         let s = &mut *s;
@@ -442,6 +527,42 @@ mod tests {
             survived += u32::from(bytes.len() > 4096);
         }
         assert!((10..54).contains(&survived), "{survived}");
+    }
+
+    #[test]
+    fn faults_of_several_kinds_lie_ahead() {
+        let disk = MemDisk::new();
+        let f = disk.open(Path::new("/d/f"), OpenMode::CreateNew).unwrap();
+        disk.fail_at(0, Fault::SyncFails);
+        disk.fail_at(2, Fault::Enospc);
+        f.write_all_at(b"one", 0).unwrap();
+        assert_eq!(disk.failed(), None);
+        f.sync_data().unwrap_err();
+        assert_eq!(disk.failed(), Some(Fault::SyncFails));
+        f.sync_data().unwrap();
+        assert!(f.write_all_at(b"two", 0).is_err());
+        disk.heal();
+        assert_eq!(disk.failed(), None);
+        f.write_all_at(b"two", 0).unwrap();
+    }
+
+    #[test]
+    fn a_sector_knows_what_it_held() {
+        let (disk, path) = (MemDisk::new(), Path::new("/d/f"));
+        let f = disk.open(path, OpenMode::CreateNew).unwrap();
+        disk.sync_dir(Path::new("/d")).unwrap();
+        for fill in [1, 2] {
+            f.write_all_at(&[fill; 2 * SECTOR_BYTES], 0).unwrap();
+            assert!(disk.sector(path, 1).is_none(), "not durable yet");
+            f.sync_data().unwrap();
+        }
+        assert_eq!(disk.sector(path, 1).unwrap(), vec![2; SECTOR_BYTES]);
+        assert_eq!(disk.previous_sector(path, 1).unwrap(), vec![1; SECTOR_BYTES]);
+        let other = disk.fork();
+        disk.set_sector(path, 1, &[3; SECTOR_BYTES]);
+        assert_eq!(disk.contents(path).unwrap()[SECTOR_BYTES], 3);
+        assert_eq!(other.contents(path).unwrap()[SECTOR_BYTES], 2);
+        assert_eq!(disk.sector(path, 2), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Everything that decides is written against [`Disk`], [`Clock`], [`Random`] and [`Timer`]; the real ones are in
 //! [`os`], the simulated ones (a disk that loses unsynced writes in a crash, a clock that is set by hand, a seeded
 //! generator) in [`fake`]. The simulator runs the code that ships on the fakes.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 use std::future::Future;
 use std::io;
@@ -12,7 +12,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub mod clocks;
 pub mod fake;
+mod kernel;
 pub mod os;
 pub mod random;
 
@@ -74,9 +76,13 @@ pub fn read_file(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
     Ok(out)
 }
 
-/// Replaces a small file atomically and durably: a new file beside it, synced, renamed over it, directory synced.
+/// Replaces a small file atomically and durably: a new file beside it, synced, renamed over it, directory synced. Files of
+/// different names may be replaced at the same time, the same one not.
 pub fn replace_file(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let tmp = path.with_extension("tmp");
+    // The whole name goes before it: `a.id` and `a.peers` must not meet in one `a.tmp`.
+    let mut tmp = path.as_os_str().to_owned();
+    tmp.push(".tmp");
+    let tmp = PathBuf::from(tmp);
     if disk.exists(&tmp)? {
         disk.remove(&tmp)?;
     }
@@ -96,12 +102,27 @@ pub struct ClockReading {
     pub error_us: u64,
 }
 
+/// How a clock knows what it says, for operators, and for who must not use a clock that knows too little.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ClockState {
+    /// Where the error bound comes from: `fixed`, `ntp`, `clockbound`.
+    pub source: &'static str,
+    /// The error bound now, either way. It grows while the source says nothing.
+    pub error_us: u64,
+    /// Why the source says nothing now.
+    pub trouble: Option<String>,
+}
+
 /// Time, as seen by one node.
 pub trait Clock: Send + Sync {
     /// Wall-clock time with its error bound. May step in either direction.
     fn wall(&self) -> ClockReading;
     /// Nanoseconds since some fixed moment of this process; never goes back.
     fn monotonic_ns(&self) -> u64;
+    /// What stands behind the readings.
+    fn state(&self) -> ClockState {
+        ClockState { source: "fixed", error_us: self.wall().error_us, trouble: None }
+    }
 }
 
 /// A source of random numbers. In a simulation, one stream per component, all from the seed.
@@ -131,4 +152,27 @@ pub struct Env {
     pub random: Arc<dyn Random>,
     /// Waiting.
     pub timer: Arc<dyn Timer>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_side_by_side_are_replaced_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let replace = |name: &str| {
+            for i in 0..100 {
+                let path = dir.path().join(name);
+                let text = format!("{name} {i}");
+                replace_file(&os::OsDisk, &path, text.as_bytes()).unwrap();
+                assert_eq!(read_file(&os::OsDisk, &path).unwrap(), text.as_bytes());
+            }
+        };
+        std::thread::scope(|s| {
+            s.spawn(|| replace("a.id"));
+            s.spawn(|| replace("a.peers"));
+        });
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left over");
+    }
 }

@@ -31,7 +31,7 @@ pub mod text;
 pub mod types;
 
 pub use aggregate::{AggState, AggregateSpec};
-pub use cast::{CastContext, CastKind, cast, cast_kind, common_type};
+pub use cast::{CastContext, CastKind, can_cast, cast, cast_kind, common_type};
 pub use datum::{Array, Datum, Interval, compare, hash, is_distinct};
 pub use error::{Error, Result, SqlState};
 pub use function::{ResolvedFunction, ScalarFn, Volatility, resolve_function, resolve_operator};
