@@ -4,11 +4,12 @@
 //! What was appended is invisible to readers until [`Log::sync`] made it durable (W6). After a failed write or sync
 //! the log is poisoned: nothing is written any more, and what was not yet published never is.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use isochrone_base::limits::LOG_ENTRY_BYTES_MAX;
-use isochrone_base::{LogIndex, ShardId, Term};
+use isochrone_base::{LogIndex, ShardId, Term, bank};
 use isochrone_env::{Clock, Disk, DiskFile, OpenMode};
 use rustc_hash::FxHashMap;
 
@@ -106,6 +107,16 @@ impl Log {
     /// Opens the log in `config.dir`, creating it if the directory is empty or absent. Reads every segment once.
     /// A torn tail is cut and reported; damage is an error and nothing is changed.
     pub fn open(disk: Arc<dyn Disk>, config: Config) -> Result<(Log, RecoveryReport), Error> {
+        Log::open_telling(disk, config, &mut |_| Ok(()))
+    }
+
+    /// Like [`Log::open`]. `before` hears how the log ends before anything of it changes: once a torn tail is cut and
+    /// written over, nothing shows that it was there. Its error ends the opening.
+    pub fn open_telling(
+        disk: Arc<dyn Disk>,
+        config: Config,
+        before: &mut dyn FnMut(&Tail) -> io::Result<()>,
+    ) -> Result<(Log, RecoveryReport), Error> {
         config.validate().map_err(Error::Config)?;
         let dir = config.dir.clone();
         let io = |what, e| Error::io(what, &dir, e);
@@ -126,6 +137,7 @@ impl Log {
             let what = format!("entry {index} of shard {shard} is in no segment");
             return Err(Error::Damaged { file: dir, offset: 0, what });
         }
+        before(&found.tail).map_err(|e| io("tell of the end of the log in", e))?;
         let bounds =
             state.shards.iter().map(|(s, x)| (*s, Bounds { first: x.first(), last: x.last() })).collect();
         let report = |end, segments| RecoveryReport {
@@ -447,7 +459,13 @@ impl Log {
             return Ok(());
         }
         let started = self.clock.as_ref().map(|c| c.monotonic_ns());
-        let synced = self.active.file.sync_data().map_err(|e| Error::io("sync", &self.active.path, e));
+        let file = &self.active.file;
+        let synced = match bank::has("acked-before-fsync") {
+            true => Ok(()),
+            false => file.sync_data(),
+        };
+        let retried = synced.or_else(|e| if bank::has("fsync-retried") { file.sync_data() } else { Err(e) });
+        let synced = retried.map_err(|e| Error::io("sync", &self.active.path, e));
         self.or_poison(synced)?;
         if let (Some(clock), Some(started)) = (&self.clock, started) {
             self.metrics.sync_seconds.record(clock.monotonic_ns().saturating_sub(started) as f64 / 1e9);
@@ -511,7 +529,9 @@ impl Log {
         file.sync_data().map_err(|e| Error::io("sync", &from, e))?;
         let path = format::path_of(&self.config.dir, generation);
         self.disk.rename(&from, &path).map_err(|e| Error::io("rename", &from, e))?;
-        self.disk.sync_dir(&self.config.dir).map_err(|e| Error::io("sync", &self.config.dir, e))?;
+        if !bank::has("rename-without-directory-sync") {
+            self.disk.sync_dir(&self.config.dir).map_err(|e| Error::io("sync", &self.config.dir, e))?;
+        }
         let counters = &self.shared.counters;
         add(if reused { &counters.segments_reused } else { &counters.segments_created }, 1);
         let mut state = self.shared.write();

@@ -26,6 +26,7 @@ use crate::batch::Record;
 use crate::format::{
     self, BATCH_HEADER_BYTES, BatchHeader, DATA_START, HeaderError, Name, NoBatch, Position, SegmentHeader,
 };
+use isochrone_base::bank;
 
 /// How a log ended when it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -201,7 +202,7 @@ fn walk(bytes: &[u8], generation: u64, from: u64, limit: u64, mut epoch: u64) ->
             break NoBatch::Blank;
         }
         match format::batch_at(bytes, generation, end) {
-            Ok(h) if h.epoch < epoch => break NoBatch::Blank,
+            Ok(h) if h.epoch < epoch && !bank::has("old-epoch-replayed") => break NoBatch::Blank,
             Ok(h) => {
                 epoch = h.epoch;
                 frames.push(Frame { offset: end, header: h });
@@ -353,7 +354,7 @@ fn examine_segment(
             NoBatch::Blank => "no batch begins here",
         };
         let here = Position { generation, offset: w.end };
-        if durable_end > here || !is_last {
+        if (durable_end > here || !is_last) && !bank::has("torn-middle-is-a-tail") {
             let what = match sealed_end {
                 Some(end) if !is_last => format!("{what}; all up to {end} was durable"),
                 _ if is_last => format!("{what}; all up to {} was durable", durable_end.offset),

@@ -89,13 +89,13 @@ fn a_fault_at_every_operation() {
     let operations = disk.operations();
     assert!(operations > 200, "{operations}");
     for k in 0..operations {
-        for fault in [Fault::PowerCut, Fault::Eio, Fault::Enospc] {
+        for fault in [Fault::PowerCut, Fault::Eio, Fault::SyncFails, Fault::Enospc] {
             let what = format!("{fault:?} at operation {k}");
             let disk = MemDisk::new();
             disk.fail_at(k, fault);
             let (versions, error) = load(&disk, 20);
             let Some(error) = error else {
-                assert!(fault == Fault::Enospc, "{what}: must be noticed");
+                assert!(matches!(fault, Fault::Enospc | Fault::SyncFails), "{what}: must be noticed");
                 continue;
             };
             assert!(!error.is_refusal(), "{what}: {error}");
@@ -113,7 +113,7 @@ fn a_fault_at_every_operation() {
                 }
                 // The process restarts on a machine that goes on; then the power fails: while the log is opened,
                 // after it was used, or before.
-                Fault::Eio | Fault::Enospc if k % 3 == 0 => {
+                Fault::Eio | Fault::SyncFails | Fault::Enospc if k % 3 == 0 => {
                     disk.heal();
                     disk.fail_at(disk.operations() + k / 3 % 7, Fault::PowerCut);
                     drop(open(&disk, config()));
@@ -121,7 +121,7 @@ fn a_fault_at_every_operation() {
                     let log = check(&disk, &versions, &what);
                     go_on(&disk, log, &what);
                 }
-                Fault::Eio | Fault::Enospc => {
+                Fault::Eio | Fault::SyncFails | Fault::Enospc => {
                     disk.heal();
                     let (mut log, report) = open(&disk, config()).unwrap_or_else(|e| panic!("{what}: {e}"));
                     assert_eq!(report.tail, Tail::Clean, "{what}: a write that failed wrote nothing");
