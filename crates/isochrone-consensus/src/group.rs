@@ -1,30 +1,55 @@
-//! One Raft group: raft-rs's node over our log, with a cache of the entries that are not durable yet or were
-//! appended last.
+//! One Raft group's log as raft-rs sees it: over the node log, with a cache of the entries that are not durable yet or
+//! were appended last; and where its snapshots come from.
 //!
-//! The log keeps one entry more than Raft needs: the entry at Raft's "truncated index" stays for its term, so that
-//! `term(first_index - 1)` can be answered without a record of its own.
+//! The log keeps one entry more than Raft needs when it is truncated, so that the term before the first entry can be
+//! answered; a log that was reset knows that term by itself.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use isochrone_base::{LogIndex, NodeId, ShardId, Term};
-use raft::eraftpb::{ConfState, Entry, EntryType, Snapshot};
+use isochrone_base::{INIT_INDEX, INIT_TERM, LogIndex, NodeId, ShardId, Term};
+use raft::eraftpb::{ConfState, Entry, EntryType, Snapshot, SnapshotMetadata};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
 use crate::log::{CONF_CHANGE, GroupLog, HardState, LogEntry};
+use crate::{NewGroup, SnapshotMeta, SnapshotSource, StateMachine};
 
 /// Entries kept in memory behind the durable end, so that applying and sending need not read the log.
 pub(crate) const CACHED_ENTRIES_MAX: usize = 1_024;
 /// Bytes of such entries.
 pub(crate) const CACHED_BYTES_MAX: usize = 4 << 20;
+/// Snapshots on their way to followers, of all groups: each holds the engine's files of its moment. At the bound a
+/// follower waits; its leader tries again at the next heartbeat.
+pub(crate) const SNAPSHOTS_OUT_MAX: usize = 4;
+
+/// How far a follower is, as its leader knows it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Progress {
+    /// The follower.
+    pub node: NodeId,
+    /// Its log agrees with the leader's up to here.
+    pub matched: LogIndex,
+    /// The next entry to be sent.
+    pub next: LogIndex,
+    /// It was heard of lately.
+    pub recently_active: bool,
+    /// The index of the snapshot that is on its way to it.
+    pub pending_snapshot: Option<LogIndex>,
+}
 
 /// Where a group stands, for inspection.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct GroupStatus {
     /// The term.
     pub term: Term,
     /// The leader, if known.
     pub leader: Option<NodeId>,
+    /// This node leads.
+    pub leading: bool,
+    /// The voters; none on a blank replica.
+    pub voters: Vec<NodeId>,
     /// First index in the log.
     pub first_index: LogIndex,
     /// Last index in the log.
@@ -33,6 +58,17 @@ pub struct GroupStatus {
     pub commit: LogIndex,
     /// Applied up to here.
     pub applied: LogIndex,
+    /// On the leader: the other voters.
+    pub followers: Vec<Progress>,
+    /// On the leader: until when it may serve reads, on its monotonic clock; 0: not at all.
+    pub lease_until_ns: u64,
+    /// A snapshot is being installed.
+    pub installing: bool,
+    /// The log may lack what was acknowledged (C9). While some group of a node is in doubt, the node's next start has to
+    /// be told so again ([`crate::StoreConfig::recovering`]): the doubt itself is not in the log.
+    pub doubtful: bool,
+    /// May vote. Not while a snapshot is installed, or while it doubts its log.
+    pub votes: bool,
 }
 
 pub(crate) fn to_log_entry(entry: &Entry) -> LogEntry {
@@ -59,38 +95,186 @@ pub(crate) fn to_raft_entry(entry: LogEntry) -> Entry {
     out
 }
 
+/// What the node log holds of a shard, in Raft's words.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Extent {
+    /// Raft's first index.
+    pub(crate) first: LogIndex,
+    pub(crate) last: LogIndex,
+    /// Term of the entry before the first.
+    pub(crate) base_term: Term,
+}
+
+impl Extent {
+    const EMPTY: Extent = Extent { first: 1, last: 0, base_term: 0 };
+
+    pub(crate) fn of(log: &dyn GroupLog, shard: ShardId) -> Extent {
+        let Some((first, prev_term)) = log.begin(shard) else { return Extent::EMPTY };
+        let last = log.bounds(shard).map_or(first - 1, |(_, last)| last);
+        if first == 1 || prev_term != 0 || last < first {
+            return Extent { first, last, base_term: prev_term };
+        }
+        // The term before the first entry is not known: that entry stands for it.
+        Extent { first: first + 1, last, base_term: log.term(shard, first).unwrap_or(0) }
+    }
+
+    /// Term and index of the last entry.
+    pub(crate) fn end(&self, log: &dyn GroupLog, shard: ShardId) -> (Term, LogIndex) {
+        let term = if self.last < self.first { Some(self.base_term) } else { log.term(shard, self.last) };
+        (term.unwrap_or(self.base_term), self.last)
+    }
+
+    /// Is the entry that the state machine applied last the one that stands in the log? A log that was cut may show again what
+    /// had been replaced.
+    pub(crate) fn is_of(&self, new: &NewGroup, log: &dyn GroupLog) -> bool {
+        let held = match new.applied + 1 == self.first {
+            true => self.base_term,
+            false => log.term(new.shard, new.applied).unwrap_or(0),
+        };
+        held == new.applied_term || held == 0 || new.applied_term == 0
+    }
+
+    /// Nothing was ever logged.
+    pub(crate) fn is_untouched(&self) -> bool {
+        *self == Extent::EMPTY
+    }
+}
+
+/// One of the places of [`SNAPSHOTS_OUT_MAX`]; free again when dropped.
+pub(crate) struct Slot(Arc<AtomicUsize>);
+
+impl Slot {
+    fn take(taken: &Arc<AtomicUsize>) -> Option<Slot> {
+        // One thread takes: the store loop.
+        (taken.load(Ordering::Relaxed) < SNAPSHOTS_OUT_MAX).then(|| {
+            taken.fetch_add(1, Ordering::Relaxed);
+            Slot(taken.clone())
+        })
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A snapshot whose message raft-rs has made and not handed out yet.
+pub(crate) struct Begun {
+    pub(crate) to: u64,
+    pub(crate) meta: SnapshotMeta,
+    pub(crate) source: Box<dyn SnapshotSource>,
+    pub(crate) slot: Slot,
+}
+
+/// What all groups of a store share.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) log: Arc<dyn GroupLog>,
+    pub(crate) machine: Arc<dyn StateMachine>,
+    pub(crate) snapshots_out: Arc<AtomicUsize>,
+}
+
 /// raft-rs's view of a group's log.
 pub(crate) struct GroupStorage {
     shard: ShardId,
-    log: Arc<dyn GroupLog>,
+    shared: Shared,
     conf: ConfState,
     hard_state: HardState,
     /// Raft's first index; the entry before it may still be in the log, for its term.
     first: LogIndex,
     last: LogIndex,
+    base_term: Term,
+    applied: LogIndex,
     /// A tail of the log: contiguous, ends at `last`.
     cache: VecDeque<Entry>,
     cache_bytes: usize,
+    begun: RefCell<Vec<Begun>>,
+}
+
+fn conf_of(voters: &[NodeId]) -> ConfState {
+    ConfState { voters: voters.iter().map(|n| u64::from(n.0)).collect(), ..ConfState::default() }
 }
 
 impl GroupStorage {
-    pub(crate) fn open(
+    /// Over the log as it is. The caller has seen that the log reaches back to what was applied.
+    pub(crate) fn open(shard: ShardId, voters: &[NodeId], applied: LogIndex, shared: Shared) -> GroupStorage {
+        let extent = Extent::of(&*shared.log, shard);
+        GroupStorage::new(shard, voters, applied, extent, shared)
+    }
+
+    /// The log of a group that is being born (CS2): the caller writes a reset.
+    pub(crate) fn born(shard: ShardId, voters: &[NodeId], shared: Shared) -> GroupStorage {
+        let extent = Extent { first: INIT_INDEX + 1, last: INIT_INDEX, base_term: INIT_TERM };
+        GroupStorage::new(shard, voters, INIT_INDEX, extent, shared)
+    }
+
+    /// An empty log, whatever the node log holds of the shard: only the hard state counts.
+    pub(crate) fn blank(shard: ShardId, shared: Shared) -> GroupStorage {
+        GroupStorage::new(shard, &[], 0, Extent::EMPTY, shared)
+    }
+
+    fn new(
         shard: ShardId,
         voters: &[NodeId],
         applied: LogIndex,
-        log: Arc<dyn GroupLog>,
+        extent: Extent,
+        shared: Shared,
     ) -> GroupStorage {
-        let mut hard_state = log.hard_state(shard).unwrap_or_default();
-        let (first, last) = match log.bounds(shard) {
-            None => (1, 0),
-            Some((1, last)) => (1, last),
-            Some((first, last)) => (first + 1, last),
-        };
+        let Extent { first, last, base_term } = extent;
+        let mut hard_state = shared.log.hard_state(shard).unwrap_or_default();
+        if hard_state.term < base_term {
+            // The hard state of a group that was just born, or just filled, may not be written yet.
+            hard_state = HardState { term: base_term, vote: 0, ..hard_state };
+        }
         // The commit index is written only along with entries; what was applied was committed.
-        hard_state.commit = hard_state.commit.max(applied).min(last);
-        let conf =
-            ConfState { voters: voters.iter().map(|n| u64::from(n.0)).collect(), ..ConfState::default() };
-        GroupStorage { shard, log, conf, hard_state, first, last, cache: VecDeque::new(), cache_bytes: 0 }
+        hard_state.commit = hard_state.commit.max(applied).max(first - 1).min(last);
+        GroupStorage {
+            shard,
+            shared,
+            conf: conf_of(voters),
+            hard_state,
+            first,
+            last,
+            base_term,
+            applied,
+            cache: VecDeque::new(),
+            cache_bytes: 0,
+            begun: RefCell::default(),
+        }
+    }
+
+    pub(crate) fn hard_state(&self) -> HardState {
+        self.hard_state
+    }
+
+    pub(crate) fn base(&self) -> (LogIndex, Term) {
+        (self.first - 1, self.base_term)
+    }
+
+    pub(crate) fn voters(&self) -> &[u64] {
+        &self.conf.voters
+    }
+
+    pub(crate) fn set_applied(&mut self, applied: LogIndex) {
+        self.applied = applied;
+    }
+
+    /// The snapshot that goes with a message to this peer.
+    pub(crate) fn take_begun(&mut self, to: u64) -> Option<Begun> {
+        let begun = self.begun.get_mut();
+        let at = begun.iter().position(|b| b.to == to)?;
+        Some(begun.remove(at))
+    }
+
+    /// The log is empty and goes on behind a snapshot: the caller writes a reset.
+    pub(crate) fn reset(&mut self, meta: &SnapshotMeta) {
+        self.first = meta.index + 1;
+        self.last = meta.index;
+        self.base_term = meta.term;
+        self.conf = conf_of(&meta.voters);
+        self.cache.clear();
+        self.cache_bytes = 0;
     }
 
     pub(crate) fn first(&self) -> LogIndex {
@@ -133,14 +317,19 @@ impl GroupStorage {
         }
     }
 
-    /// Raft needs nothing at or below `upto`. Returns the first index that the log must keep.
-    pub(crate) fn truncate(&mut self, upto: LogIndex) -> LogIndex {
-        self.first = self.first.max(upto.min(self.last) + 1);
+    /// Raft needs nothing at or below `upto`. Returns the first index that the log must keep; `None`: nothing to do.
+    pub(crate) fn truncate(&mut self, upto: LogIndex) -> Option<LogIndex> {
+        let upto = upto.min(self.last);
+        if upto < self.first {
+            return None;
+        }
+        self.base_term = Storage::term(self, upto).ok()?;
+        self.first = upto + 1;
         while self.cache.front().is_some_and(|e| e.index + 1 < self.first) {
             let gone = self.cache.pop_front().expect("front was there");
             self.cache_bytes -= gone.data.len();
         }
-        self.first - 1
+        Some(upto)
     }
 
     fn cached(&self, index: LogIndex) -> Option<&Entry> {
@@ -176,7 +365,7 @@ impl Storage for GroupStorage {
         let cache_first = self.cache.front().map_or(self.last + 1, |e| e.index);
         if low < cache_first {
             let upto = high.min(cache_first);
-            let read = self.log.entries(self.shard, low, upto, bytes_max);
+            let read = self.shared.log.entries(self.shard, low, upto, bytes_max);
             let read = read.map_err(|e| raft::Error::Store(StorageError::Other(e.into())))?;
             let complete = read.last().is_some_and(|e| e.index + 1 == upto);
             bytes = read.iter().map(|e| e.payload.len() as u64).sum();
@@ -197,15 +386,17 @@ impl Storage for GroupStorage {
     }
 
     fn term(&self, index: u64) -> raft::Result<u64> {
-        if index == 0 {
-            return Ok(0);
+        if index + 1 == self.first {
+            return Ok(self.base_term);
         }
-        if index + 1 < self.first {
+        if index < self.first {
             return Err(raft::Error::Store(StorageError::Compacted));
         }
         match self.cached(index) {
             Some(entry) => Ok(entry.term),
-            None => self.log.term(self.shard, index).ok_or(raft::Error::Store(StorageError::Unavailable)),
+            None => {
+                self.shared.log.term(self.shard, index).ok_or(raft::Error::Store(StorageError::Unavailable))
+            }
         }
     }
 
@@ -217,8 +408,40 @@ impl Storage for GroupStorage {
         Ok(self.last)
     }
 
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        // Snapshots travel between nodes; with one replica nobody asks.
-        Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    /// Of everything applied so far: called on the store loop, between applications.
+    fn snapshot(&self, _request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        const LATER: raft::Error = raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable);
+        if self.applied == 0 {
+            return Err(LATER);
+        }
+        let term = Storage::term(self, self.applied)?;
+        let slot = Slot::take(&self.shared.snapshots_out).ok_or(LATER)?;
+        let source = self.shared.machine.snapshot(self.shard).map_err(|reason| {
+            tracing::warn!(shard = %self.shard, to, reason, "no snapshot for a follower; it is tried again");
+            LATER
+        })?;
+        let voters = self.conf.voters.iter().map(|n| crate::wire::node(*n)).collect();
+        let meta = SnapshotMeta { index: self.applied, term, voters };
+        let snapshot = meta.to_raft();
+        let mut begun = self.begun.borrow_mut();
+        begun.retain(|b| b.to != to);
+        begun.push(Begun { to, meta, source, slot });
+        Ok(snapshot)
+    }
+}
+
+impl SnapshotMeta {
+    pub(crate) fn to_raft(&self) -> Snapshot {
+        let mut meta = SnapshotMetadata { index: self.index, term: self.term, ..SnapshotMetadata::default() };
+        meta.set_conf_state(conf_of(&self.voters));
+        let mut snapshot = Snapshot::default();
+        snapshot.set_metadata(meta);
+        snapshot
+    }
+
+    pub(crate) fn of_raft(snapshot: &Snapshot) -> SnapshotMeta {
+        let meta = snapshot.get_metadata();
+        let voters = meta.get_conf_state().voters.iter().map(|n| crate::wire::node(*n)).collect();
+        SnapshotMeta { index: meta.index, term: meta.term, voters }
     }
 }

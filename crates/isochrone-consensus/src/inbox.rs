@@ -1,21 +1,28 @@
 //! The way into the store loop: a bounded inbox that many threads fill and one loop empties.
 //!
 //! Proposals are bounded by [`PROPOSALS_MAX`] and [`PROPOSAL_BYTES_MAX`]: past either, a proposal is refused at once
-//! (C3), and the caller backs off. Everything else is bounded by construction: durable marks by the batches in
-//! flight, control events by their few senders.
+//! (C3), and the caller backs off. Messages from peers are bounded by [`MESSAGES_MAX`] and [`MESSAGE_BYTES_MAX`]: past
+//! either, a batch of them is dropped, as the network might have done, and counted. Everything else is bounded by
+//! construction: durable marks by the batches in flight, control events by their few senders.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use isochrone_base::{Bytes, LogIndex, ShardId, Term};
+use isochrone_base::codec::DecodeError;
+use isochrone_base::{Bytes, LogIndex, NodeId, ShardId, Term};
 use tokio::sync::oneshot;
 
-use crate::metrics;
 use crate::store::Event;
+use crate::{RaftMessage, SnapshotMeta, metrics, wire};
 
 /// Proposals waiting for the loop.
 pub const PROPOSALS_MAX: usize = 16_384;
 /// Bytes of proposals waiting for the loop.
 pub const PROPOSAL_BYTES_MAX: usize = 256 << 20;
+
+/// Messages from peers waiting for the loop.
+pub const MESSAGES_MAX: usize = 65_536;
+/// Bytes of such messages.
+pub const MESSAGE_BYTES_MAX: usize = 128 << 20;
 
 /// Why a proposal was not applied.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -46,6 +53,8 @@ struct State {
     events: Vec<Event>,
     proposals: usize,
     proposal_bytes: usize,
+    messages: usize,
+    message_bytes: usize,
     closed: Option<String>,
     /// The loop is gone: nobody will take what is put in.
     ended: bool,
@@ -54,13 +63,19 @@ struct State {
 /// The inbox itself. `wake` is called whenever the loop has something new to look at.
 pub struct Inbox {
     state: Mutex<State>,
+    proposals_max: usize,
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Inbox {
     /// An empty inbox.
     pub fn new(wake: Box<dyn Fn() + Send + Sync>) -> Arc<Inbox> {
-        Arc::new(Inbox { state: Mutex::new(State::default()), wake })
+        Inbox::with_room(wake, PROPOSALS_MAX)
+    }
+
+    /// An inbox with another bound of proposals than [`PROPOSALS_MAX`]; at least 1.
+    pub fn with_room(wake: Box<dyn Fn() + Send + Sync>, proposals_max: usize) -> Arc<Inbox> {
+        Arc::new(Inbox { state: Mutex::new(State::default()), proposals_max: proposals_max.max(1), wake })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -85,6 +100,8 @@ impl Inbox {
         into.append(&mut s.events);
         s.proposals = 0;
         s.proposal_bytes = 0;
+        s.messages = 0;
+        s.message_bytes = 0;
     }
 
     /// From now on every proposal is refused with this reason.
@@ -132,7 +149,9 @@ impl Handle {
             let mut s = self.inbox.lock();
             if let Some(reason) = &s.closed {
                 Some(ProposeError::Stopped(reason.clone()))
-            } else if s.proposals >= PROPOSALS_MAX || s.proposal_bytes + payload.len() > PROPOSAL_BYTES_MAX {
+            } else if s.proposals >= self.inbox.proposals_max
+                || s.proposal_bytes + payload.len() > PROPOSAL_BYTES_MAX
+            {
                 Some(ProposeError::Overloaded)
             } else {
                 s.proposals += 1;
@@ -153,6 +172,65 @@ impl Handle {
             let _ = reply.send(Err(error));
         }
         receiver
+    }
+
+    /// Takes a batch of messages that a peer's [`crate::wire::encode_messages`] made. An error: it is not one, or not
+    /// from that node.
+    pub fn deliver(&self, from: NodeId, payload: Bytes) -> Result<(), DecodeError> {
+        let bytes = payload.len();
+        let messages = wire::decode_messages(payload)?;
+        if messages.iter().any(|(_, m)| wire::sender(m) != from) {
+            return Err(DecodeError::Invalid("sender of a message"));
+        }
+        if messages.is_empty() {
+            return Ok(());
+        }
+        let count = messages.len();
+        {
+            let mut s = self.inbox.lock();
+            if s.ended {
+                return Ok(());
+            }
+            if s.messages + count > MESSAGES_MAX || s.message_bytes + bytes > MESSAGE_BYTES_MAX {
+                drop(s);
+                ::metrics::counter!(metrics::MESSAGES_DROPPED).increment(count as u64);
+                return Ok(());
+            }
+            s.messages += count;
+            s.message_bytes += bytes;
+            s.events.push(Event::Messages(messages));
+        }
+        (self.inbox.wake)();
+        Ok(())
+    }
+
+    /// All chunks of a snapshot are here, safe from a crash. The state machine is told to install or to discard it.
+    pub fn snapshot_received(&self, shard: ShardId, meta: SnapshotMeta, message: RaftMessage) {
+        self.inbox.push(Event::SnapshotReceived(shard, meta, Box::new(message)));
+    }
+
+    /// An [`crate::OutgoingSnapshot`] has arrived whole, or not. Every one is reported, once.
+    pub fn snapshot_sent(&self, shard: ShardId, to: NodeId, ok: bool) {
+        self.inbox.push(Event::SnapshotSent(shard, to, ok));
+    }
+
+    /// Hands leadership of a shard over. `Ok`: that node leads. An error: it does not; this node may lead on, in the
+    /// same term or (if the other was told already and might still try) in a new one.
+    pub fn transfer(&self, shard: ShardId, to: NodeId) -> oneshot::Receiver<Result<(), String>> {
+        let (reply, receiver) = oneshot::channel();
+        self.inbox.push(Event::Transfer(shard, to, reply));
+        receiver
+    }
+
+    /// Messages to this node were lost: its followers are probed before more is sent.
+    pub fn unreachable(&self, node: NodeId) {
+        self.inbox.push(Event::Unreachable(node));
+    }
+
+    /// The stream from this node broke: groups that it leads elect another leader as soon as what they promised to it
+    /// is over, unless it is heard of again.
+    pub fn peer_lost(&self, node: NodeId) {
+        self.inbox.push(Event::PeerLost(node));
     }
 
     /// The state machine's effects up to these indexes are on durable storage: the logs may forget them.

@@ -2,8 +2,9 @@
 //!
 //!     gateways ── propose ──▶ inbox ──▶ Store::step ──▶ one log batch for all groups ──▶ log writer (fsync)
 //!     peers ──── messages ──▶   │            │  ▲                                             │
-//!                               │            │  └───────────────── durable ──────────────────┘
-//!                               │            ├──▶ messages to peers (leaders send before their own fsync)
+//!     snapshots ─ received ─▶   │            │  └───────────────── durable ──────────────────┘
+//!                               │            ├──▶ messages to peers, one batch each (leaders send before their own fsync)
+//!                               │            ├──▶ snapshots to followers that fell behind; installs, in the background
 //!                               │            └──▶ StateMachine::apply, then the proposer's answer
 //!
 //! [`Store`] is the core: a state machine without I/O of its own. `step(now, events, out)` takes what happened and
@@ -15,29 +16,45 @@
 //!   C2  A proposer hears `Ok` only after the entry it proposed, with the term it was proposed under, was applied.
 //!   C3  A proposer hears `NotLeader` or `Overloaded` only if its entry is in no log and never will be.
 //!   C4  A vote or an append acknowledgement leaves only after what it promises is durable.
-//!   C5  Entries reach the state machine in index order without gaps, each exactly once per life of the process.
+//!   C5  Entries reach the state machine in index order without gaps, each exactly once per life of the process; a
+//!       snapshot stands for all entries up to its index.
 //!   C6  After the log failed nothing more is acknowledged: every proposal from then on, and every one in flight,
 //!       hears `Stopped` or `Ambiguous` (which of the two: what it can be sure of, see C3).
+//!   C7  At no moment do two nodes hold a lease of one shard (see the module `lease`, L1 to L3).
+//!   C8  A replica acknowledges a snapshot only when it is installed, and takes no part in the group before.
+//!   C9  A vote never helps a candidate who lacks what this replica acknowledged, even if the replica lacks it itself. It
+//!       knows how much that was (a blank replica over a log that it cannot use): candidates are held against that. It
+//!       does not (its log was cut at recovery): its vote counts only together with those of all other voters, and it takes
+//!       nothing from a leader that has not proved to be one, until it holds again everything up to where the
+//!       leader's log ended then (see the module `doubt`).
 //!
-//! Not here: what an entry means (crate shard), where bytes go (crate wal), snapshots between nodes and membership
-//! changes (they need peers; the core leaves room for both).
+//! How it fails: C9's doubt is not in the log; a node that is started again before it is over has to be told again
+//! ([`GroupStatus::doubtful`]). A group without a leader gets none while one voter is missing and another in doubt.
+//!
+//! Not here: what an entry means (crate shard), where bytes go (crate wal), streams between nodes and snapshot chunks
+//! (crates net, server), membership changes (the log and the wire carry them; nobody proposes them yet).
 #![forbid(unsafe_code)]
 
+mod doubt;
 mod group;
+mod held;
 mod inbox;
+mod lease;
 pub mod log;
 pub mod metrics;
+mod replica;
 pub mod shell;
 mod store;
 #[cfg(test)]
 mod tests;
 pub mod wal_log;
+pub mod wire;
 
-pub use group::GroupStatus;
-pub use inbox::{Handle, Inbox, ProposeError};
+pub use group::{GroupStatus, Progress};
+pub use inbox::{Handle, Inbox, PROPOSALS_MAX, ProposeError};
 pub use log::{GroupLog, HardState, LogBatch, LogEntry};
 pub use raft::eraftpb::Message as RaftMessage;
-pub use store::{Event, Output, Store, StoreConfig};
+pub use store::{Event, Install, Output, Store, StoreConfig};
 
 use isochrone_base::{Bytes, LogIndex, NodeId, ShardId, Term};
 
@@ -59,9 +76,49 @@ pub struct NewGroup {
     pub shard: ShardId,
     /// Its voters.
     pub voters: Vec<NodeId>,
-    /// Everything up to here is in the state machine already.
+    /// Everything up to here is in the state machine already. A group that is born begins at
+    /// [`isochrone_base::INIT_INDEX`].
     pub applied: LogIndex,
+    /// The term of that entry; 0: not known.
+    pub applied_term: Term,
+    /// The right half of a split whose left half is led here: it campaigns at once.
+    pub campaign: bool,
 }
+
+/// Which state of a shard a snapshot holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SnapshotMeta {
+    /// The last entry whose effects it holds.
+    pub index: LogIndex,
+    /// That entry's term.
+    pub term: Term,
+    /// The group's voters.
+    pub voters: Vec<NodeId>,
+}
+
+/// A snapshot's contents, piece by piece. Taken from a thread of the sender's own.
+pub trait SnapshotSource: Send {
+    /// The next piece, of about so many bytes at most; `None` at the end.
+    fn next_chunk(&mut self, bytes_max: usize) -> Result<Option<Bytes>, String>;
+}
+
+/// A snapshot to be sent: chunks first, then `message` (see [`wire::encode_snapshot_message`]), which the receiver hands
+/// to [`Handle::snapshot_received`] when it holds all chunks. The sender reports by [`Handle::snapshot_sent`], always.
+pub struct OutgoingSnapshot {
+    /// The follower.
+    pub to: NodeId,
+    /// The shard.
+    pub shard: ShardId,
+    /// What it holds.
+    pub meta: SnapshotMeta,
+    /// What the follower's group has to hear in the end.
+    pub message: RaftMessage,
+    /// The contents.
+    pub source: Box<dyn SnapshotSource>,
+}
+
+/// How [`StateMachine::install`] tells that it is done: the group as it is now, at the snapshot's index.
+pub type InstallDone = Box<dyn FnOnce(Result<NewGroup, String>) + Send>;
 
 /// Why a state machine cannot go on. The node stops: what was applied is on the log and will be applied again.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -92,6 +149,22 @@ pub trait StateMachine: Send + Sync {
 
     /// Leadership of a shard changed. Called before any entry of that term is applied.
     fn role(&self, shard: ShardId, role: Role);
+
+    /// Reads may be served until this moment of the monotonic clock, as long as the shard is led here in this term.
+    /// Single voter: `u64::MAX`, right after the role. 0: the lease is given up, before a transfer; every read that
+    /// looks again after this call must not be answered.
+    fn lease(&self, shard: ShardId, term: Term, until_ns: u64);
+
+    /// A snapshot of everything applied so far, for a follower. Called on the store loop between applications; quick.
+    fn snapshot(&self, shard: ShardId) -> Result<Box<dyn SnapshotSource>, String>;
+
+    /// Begins to replace the shard's state by a received snapshot, in the background; the log is reset already. Nothing
+    /// is applied to the shard until `done` is called. After an error the replica is blank: its state counts for
+    /// nothing until another snapshot is installed.
+    fn install(&self, shard: ShardId, snapshot: SnapshotMeta, done: InstallDone);
+
+    /// A received snapshot is not wanted.
+    fn discard(&self, shard: ShardId, snapshot: SnapshotMeta);
 
     /// The node's log has failed: nothing will be acknowledged any more.
     fn stopped(&self, reason: &str);

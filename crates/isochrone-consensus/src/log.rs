@@ -31,6 +31,9 @@ pub const CONF_CHANGE: u8 = 0xcc;
 /// What one step wants on durable storage, for all groups that had work.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct LogBatch {
+    /// Logs that become empty and begin at this index; the term is that of the entry before it. These come first:
+    /// whatever else the batch says of the shard is said of the new log.
+    pub resets: Vec<(ShardId, LogIndex, Term)>,
     /// New entries; an index that is there already replaces it and everything behind it.
     pub entries: Vec<(ShardId, LogEntry)>,
     /// New hard states.
@@ -42,12 +45,18 @@ pub struct LogBatch {
 impl LogBatch {
     /// Nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.hard_states.is_empty() && self.truncate.is_empty()
+        self.entries.is_empty()
+            && self.hard_states.is_empty()
+            && self.truncate.is_empty()
+            && self.resets.is_empty()
     }
 }
 
 /// Reading what was written.
 pub trait GroupLog: Send + Sync {
+    /// Where a shard's log begins, also when it is empty: its first index, and the term of the entry before that (0:
+    /// not known, or the log begins at 1). `None`: nothing was ever written for the shard.
+    fn begin(&self, shard: ShardId) -> Option<(LogIndex, Term)>;
     /// First and last index held for a shard; `None`: no entries.
     fn bounds(&self, shard: ShardId) -> Option<(LogIndex, LogIndex)>;
     /// The term of an entry that is held.

@@ -8,7 +8,9 @@ use std::time::Duration;
 use isochrone_env::Clock;
 
 use crate::log::LogBatch;
-use crate::{Event, Handle, Inbox, Output, RaftMessage, Store};
+use isochrone_base::{NodeId, ShardId};
+
+use crate::{Event, Handle, Inbox, OutgoingSnapshot, Output, RaftMessage, Store};
 
 /// Takes log batches in order, makes them durable, and then calls back, in order, on whatever thread. After a failure
 /// every further batch must fail too.
@@ -17,18 +19,26 @@ pub trait LogSink: Send {
     fn submit(&mut self, batch: LogBatch, done: Box<dyn FnOnce(Result<(), String>) + Send>);
 }
 
-/// Takes messages for peers; drops them when a peer's outbox is full (Raft repeats itself).
+/// Takes what is for peers; drops messages when a peer's outbox is full (Raft repeats itself).
 pub trait Transport: Send {
-    /// Never blocks.
-    fn send(&mut self, to: isochrone_base::NodeId, shard: isochrone_base::ShardId, message: RaftMessage);
+    /// Everything that one step says to one peer. Never blocks.
+    fn send(&mut self, to: NodeId, messages: Vec<(ShardId, RaftMessage)>);
+
+    /// Begins to send a snapshot, in the background. Its end is reported by [`Handle::snapshot_sent`], whatever it is.
+    fn send_snapshot(&mut self, snapshot: OutgoingSnapshot);
 }
 
 /// For a node without peers.
 pub struct NoPeers;
 
 impl Transport for NoPeers {
-    fn send(&mut self, to: isochrone_base::NodeId, shard: isochrone_base::ShardId, _message: RaftMessage) {
-        tracing::warn!(%to, %shard, "a message for a peer on a node without peers was dropped");
+    fn send(&mut self, to: NodeId, messages: Vec<(ShardId, RaftMessage)>) {
+        let count = messages.len();
+        tracing::warn!(%to, count, "messages for a peer on a node without peers were dropped");
+    }
+
+    fn send_snapshot(&mut self, snapshot: OutgoingSnapshot) {
+        tracing::warn!(to = %snapshot.to, shard = %snapshot.shard, "a node without peers sends no snapshots");
     }
 }
 
@@ -112,7 +122,6 @@ pub fn run(
     wiring: Wiring,
     mut sink: Box<dyn LogSink>,
     mut transport: Box<dyn Transport>,
-    tick: Duration,
     clock: Arc<dyn Clock>,
     fatal: Box<dyn Fn(String) + Send>,
 ) -> std::io::Result<Running> {
@@ -121,6 +130,7 @@ pub fn run(
     let thread = std::thread::Builder::new().name("store".into()).spawn(move || {
         let last_words = LastWords { inbox: inbox.clone(), fatal };
         let mut events = Vec::new();
+        let tick = store.tick();
         let mut next_tick = Duration::from_nanos(clock.monotonic_ns()) + tick;
         loop {
             let ticking = store.needs_ticks();
@@ -140,10 +150,15 @@ pub fn run(
             }
             inbox.drain(&mut events);
             let mut out = Output::default();
-            if let Err(error) = store.step(&mut events, &mut out) {
+            // The clock is read behind the inbox: what was taken from it happened before.
+            if let Err(error) = store.step(clock.monotonic_ns(), &mut events, &mut out) {
                 inbox.close(&error.to_string());
                 (last_words.fatal)(error.to_string());
                 break;
+            }
+            // Messages first: followers write while this node does (what waits for its disk is not among them).
+            for (to, messages) in out.messages {
+                transport.send(to, messages);
             }
             if let Some((number, batch)) = out.log {
                 let inbox = inbox.clone();
@@ -157,8 +172,11 @@ pub fn run(
                     }),
                 );
             }
-            for (to, shard, message) in out.messages {
-                transport.send(to, shard, message);
+            for snapshot in out.snapshots {
+                transport.send_snapshot(snapshot);
+            }
+            for install in out.installs {
+                install.start(&inbox);
             }
             if out.stop {
                 break;

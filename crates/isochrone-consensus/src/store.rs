@@ -3,19 +3,31 @@
 //! One step takes every event that is waiting, lets each group that has work produce its entries, and hands them out
 //! as one log batch. Groups that have no work are not touched: their number costs memory, not time.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
-use isochrone_base::{LogIndex, NodeId, ShardId, Term};
+use isochrone_base::{INIT_INDEX, LogIndex, NodeId, ShardId};
 use isochrone_env::Random;
 use raft::eraftpb::Message;
-use raft::{RawNode, StateRole};
 use tokio::sync::oneshot;
 
-use crate::group::{GroupStatus, GroupStorage, to_log_entry};
-use crate::inbox::{Proposal, ProposeError};
-use crate::log::{GroupLog, HardState, LogBatch};
-use crate::{ApplyError, CommittedEntry, NewGroup, Role, StateMachine, metrics};
+use crate::group::{Extent, GroupStatus, GroupStorage, Shared, Slot};
+use crate::held::Held;
+use crate::inbox::{Inbox, Proposal, ProposeError};
+use crate::lease::Terms;
+use crate::log::{CONF_CHANGE, GroupLog, LogBatch};
+use crate::replica::{Env, Past, Replica, Waiting};
+use crate::{ApplyError, NewGroup, OutgoingSnapshot, SnapshotMeta, StateMachine};
+
+/// For so many election timeouts a leader or candidate speaks to a group that is not here before a blank replica is
+/// made for it (CS3).
+const BLANK_AFTER_TIMEOUTS: u64 = 2;
+/// The same where the node log knows the shard: its group is most likely coming by itself (a split that is being applied
+/// again), and a snapshot would replace a log that others may count on.
+const BLANK_OVER_LOG_AFTER_TIMEOUTS: u64 = 10;
+/// A missing group is forgotten when nobody has spoken to it for so many election timeouts.
+const FORGOTTEN_AFTER_TIMEOUTS: u64 = 3;
 
 /// How a store runs.
 #[derive(Clone, Debug)]
@@ -26,16 +38,30 @@ pub struct StoreConfig {
     pub tick_ms: u64,
     /// Ticks without a leader before an election; each group draws from this to twice this. Default 10.
     pub election_ticks: usize,
-    /// Ticks between heartbeats. Default 3.
+    /// Ticks between heartbeats. Default 2.
     pub heartbeat_ticks: usize,
+    /// Ticks for which a follower that answered a heartbeat votes for nobody; the lease lasts 20 % less (CS1). Shorter:
+    /// a dead leader is replaced sooner; leases end sooner when answers are slow. Default 9, and at most one less
+    /// than `election_ticks`.
+    pub promise_ticks: usize,
     /// Log batches written but not yet durable; at the bound a group's further entries wait in memory. Default 8.
     pub batches_in_flight_max: usize,
+    /// The log was cut at recovery: it may lack what was acknowledged (C9). Default no.
+    pub recovering: bool,
 }
 
 impl StoreConfig {
     /// The defaults for a node.
     pub fn new(node: NodeId) -> StoreConfig {
-        StoreConfig { node, tick_ms: 100, election_ticks: 10, heartbeat_ticks: 3, batches_in_flight_max: 8 }
+        StoreConfig {
+            node,
+            tick_ms: 100,
+            election_ticks: 10,
+            heartbeat_ticks: 2,
+            promise_ticks: 9,
+            batches_in_flight_max: 8,
+            recovering: false,
+        }
     }
 
     /// Says what is wrong with the settings.
@@ -43,16 +69,32 @@ impl StoreConfig {
         if self.node.0 == 0 {
             return Err("node id 0 is not a node".into());
         }
-        if self.heartbeat_ticks == 0 || self.heartbeat_ticks >= self.election_ticks {
+        if self.heartbeat_ticks == 0 || self.heartbeat_ticks >= self.promise_ticks {
             return Err(format!(
-                "heartbeat_ticks {} must be above 0 and below election_ticks {}",
-                self.heartbeat_ticks, self.election_ticks
+                "heartbeat_ticks {} must be above 0 and below promise_ticks {}",
+                self.heartbeat_ticks, self.promise_ticks
+            ));
+        }
+        if self.promise_ticks >= self.election_ticks {
+            // A follower's first tick may come at once: n ticks last at least n - 1 tick lengths.
+            return Err(format!(
+                "promise_ticks {} must be below election_ticks {}",
+                self.promise_ticks, self.election_ticks
             ));
         }
         if self.tick_ms == 0 || self.batches_in_flight_max == 0 {
             return Err("tick_ms and batches_in_flight_max must be above 0".into());
         }
         Ok(())
+    }
+
+    fn terms(&self) -> Terms {
+        let tick_ns = self.tick_ms.saturating_mul(1_000_000);
+        Terms {
+            tick_ns,
+            promise_ns: tick_ns.saturating_mul(self.promise_ticks as u64),
+            restart_ns: tick_ns.saturating_mul(self.election_ticks as u64),
+        }
     }
 }
 
@@ -63,10 +105,22 @@ pub enum Event {
     Propose(ProposalEvent),
     /// Every batch up to this number is durable, or the log has failed.
     Durable(Result<u64, String>),
-    /// A message from a peer's group.
-    Message(ShardId, Box<Message>),
+    /// Messages from peers' groups.
+    Messages(Vec<(ShardId, Message)>),
     /// A tick has passed.
     Tick,
+    /// See [`crate::Handle::snapshot_received`].
+    SnapshotReceived(ShardId, SnapshotMeta, Box<Message>),
+    /// See [`crate::Handle::snapshot_sent`].
+    SnapshotSent(ShardId, NodeId, bool),
+    /// What [`crate::StateMachine::install`] said.
+    Installed(ShardId, Result<NewGroup, String>),
+    /// See [`crate::Handle::transfer`].
+    Transfer(ShardId, NodeId, oneshot::Sender<Result<(), String>>),
+    /// See [`crate::Handle::unreachable`].
+    Unreachable(NodeId),
+    /// See [`crate::Handle::peer_lost`].
+    PeerLost(NodeId),
     /// See [`crate::Handle::truncate`].
     Truncate(Vec<(ShardId, LogIndex)>),
     /// See [`crate::Handle::status`].
@@ -84,49 +138,57 @@ impl Event {
     }
 }
 
-/// What a step wants done.
+/// A received snapshot whose log is reset and durable: to be installed.
+pub struct Install {
+    pub(crate) shard: ShardId,
+    pub(crate) meta: SnapshotMeta,
+    pub(crate) machine: Arc<dyn StateMachine>,
+}
+
+impl Install {
+    /// Starts [`StateMachine::install`]; its outcome becomes an event of this inbox.
+    pub fn start(self, inbox: &Arc<Inbox>) {
+        let (shard, inbox) = (self.shard, inbox.clone());
+        let done = Box::new(move |result| inbox.push(Event::Installed(shard, result)));
+        self.machine.install(shard, self.meta, done);
+    }
+}
+
+/// What a step wants done. Messages and snapshots may leave before the batch is written.
 #[derive(Default)]
 pub struct Output {
     /// To be written and synced, in order; then [`Event::Durable`] with its number.
     pub log: Option<(u64, LogBatch)>,
-    /// To be sent, to a peer's group.
-    pub messages: Vec<(NodeId, ShardId, Message)>,
+    /// To be sent, to peers' groups.
+    pub messages: BTreeMap<NodeId, Vec<(ShardId, Message)>>,
+    /// To be sent, each by itself.
+    pub snapshots: Vec<OutgoingSnapshot>,
+    /// To be started.
+    pub installs: Vec<Install>,
     /// The loop is to end.
     pub stop: bool,
-}
-
-struct Waiting {
-    term: Term,
-    reply: oneshot::Sender<Result<LogIndex, ProposeError>>,
-}
-
-struct Group {
-    raft: RawNode<GroupStorage>,
-    role: Role,
-    /// Proposals in the log and not yet applied, by index.
-    waiting: BTreeMap<LogIndex, Waiting>,
-    /// Readies that are in a log batch: (batch, ready, last entry, messages that may leave when it is durable).
-    unpersisted: VecDeque<(u64, u64, LogIndex, Vec<Message>)>,
-    applied: LogIndex,
-    single_voter: bool,
+    /// Places of the snapshots above, until [`Event::SnapshotSent`].
+    pub(crate) slots: Vec<(ShardId, NodeId, Slot)>,
 }
 
 /// All groups of a node.
 pub struct Store {
-    config: StoreConfig,
-    groups: BTreeMap<ShardId, Group>,
-    log: Arc<dyn GroupLog>,
-    machine: Arc<dyn StateMachine>,
-    random: Arc<dyn Random>,
-    logger: slog::Logger,
+    env: Env,
+    groups: BTreeMap<ShardId, Replica>,
+    held: Held,
     next_batch: u64,
     durable_batch: u64,
     /// Groups that may have something to do.
     active: BTreeSet<ShardId>,
     /// Which groups have readies that wait for a batch: the others are not touched when it is durable.
     persisting: BTreeMap<u64, BTreeSet<ShardId>>,
-    /// Groups with more than one voter.
+    /// What groups that were just born want in the log.
+    births: LogBatch,
+    /// Groups with more than one voter, or none yet.
     ticking: usize,
+    ticks: u64,
+    /// Snapshots on their way out.
+    sending: BTreeMap<(ShardId, NodeId), Slot>,
     failed: Option<String>,
 }
 
@@ -140,144 +202,159 @@ impl Store {
     ) -> Result<Store, String> {
         config.validate()?;
         Ok(Store {
-            config,
+            env: Env {
+                terms: config.terms(),
+                config,
+                random,
+                shared: Shared { log, machine, snapshots_out: Arc::default() },
+                logger: slog::Logger::root(slog::Discard, slog::o!()),
+                now: 0,
+                started: 0,
+            },
             groups: BTreeMap::new(),
-            log,
-            machine,
-            random,
-            logger: slog::Logger::root(slog::Discard, slog::o!()),
+            held: Held::default(),
             next_batch: 1,
             durable_batch: 0,
             active: BTreeSet::new(),
             persisting: BTreeMap::new(),
+            births: LogBatch::default(),
             ticking: 0,
+            ticks: 0,
+            sending: BTreeMap::new(),
             failed: None,
         })
     }
 
     /// Opens a group over what the log holds for it. A group of one campaigns at once: there is nobody to wait for.
+    /// A blank replica is replaced. A replica of several voters whose log does not fit what was applied becomes blank
+    /// (C9): its peers refill it.
     pub fn create_group(&mut self, new: NewGroup) -> Result<(), String> {
-        if self.groups.contains_key(&new.shard) {
-            return Ok(()); // a split that is applied again after a restart
+        let doubtful = self.env.config.recovering;
+        self.create(new, doubtful)
+    }
+
+    fn create(&mut self, new: NewGroup, doubtful: bool) -> Result<(), String> {
+        let shard = new.shard;
+        if self.groups.get(&shard).is_some_and(|g| !g.is_blank()) {
+            return Ok(()); // a split that is applied again after a restart, or one whose right half came by snapshot
         }
-        let storage = GroupStorage::open(new.shard, &new.voters, new.applied, self.log.clone());
-        if storage.last() < new.applied {
-            return Err(format!(
-                "shard {}: the state machine has applied entry {}, the log ends at {}: the log lost acknowledged entries",
-                new.shard,
-                new.applied,
-                storage.last()
-            ));
+        if new.voters.is_empty() {
+            return Err(format!("shard {shard}: a group without voters"));
         }
-        if new.applied + 1 < storage.first() {
-            return Err(format!(
-                "shard {}: the log starts at entry {}, the state machine has applied only {}",
-                new.shard,
-                storage.first(),
-                new.applied
-            ));
-        }
-        let config = raft::Config {
-            id: u64::from(self.config.node.0),
-            election_tick: self.config.election_ticks,
-            heartbeat_tick: self.config.heartbeat_ticks,
-            applied: new.applied,
-            max_size_per_msg: 1 << 20,
-            max_inflight_msgs: 256,
-            check_quorum: true,
-            pre_vote: true,
-            max_committed_size_per_ready: 16 << 20,
-            ..raft::Config::default()
-        };
-        let mut raft =
-            RawNode::new(&config, storage, &self.logger).map_err(|e| format!("shard {}: {e}", new.shard))?;
-        let single_voter = new.voters == [self.config.node];
-        let term = raft.raft.term;
-        if single_voter {
-            raft.campaign().map_err(|e| format!("shard {}: {e}", new.shard))?;
+        let shared = self.env.shared.clone();
+        let extent = Extent::of(&*shared.log, shard);
+        let whole = Past { doubtful, ..Past::default() };
+        let (storage, applied, past) = if extent.is_untouched() && new.applied == INIT_INDEX {
+            let storage = GroupStorage::born(shard, &new.voters, shared);
+            self.births.resets.push((shard, INIT_INDEX + 1, storage.base().1));
+            self.births.hard_states.push((shard, storage.hard_state()));
+            (storage, new.applied, whole)
+        } else if new.applied <= extent.last
+            && extent.first <= new.applied + 1
+            && extent.is_of(&new, &*shared.log)
+        {
+            (GroupStorage::open(shard, &new.voters, new.applied, shared), new.applied, whole)
         } else {
-            draw_election_timeout(&mut raft, &self.config, &*self.random);
-        }
-        let group = Group {
-            raft,
-            role: Role::Follower(term, None),
-            waiting: BTreeMap::new(),
-            unpersisted: VecDeque::new(),
-            applied: new.applied,
-            single_voter,
+            let lost = extent.last < new.applied || extent.first <= new.applied + 1;
+            let misfit = if extent.last < new.applied {
+                format!("the log ends at {}: the log lost acknowledged entries", extent.last)
+            } else if lost {
+                "another entry stands there in the log: the log lost the one that replaced it".to_string()
+            } else {
+                format!("the log starts at entry {}", extent.first)
+            };
+            let applied = new.applied;
+            if new.voters == [self.env.config.node] {
+                return Err(format!(
+                    "shard {shard}: the state machine has applied entry {applied}, {misfit}"
+                ));
+            }
+            tracing::warn!(%shard, applied, misfit, "the replica has to be refilled");
+            let (term, last) = extent.end(&*shared.log, shard);
+            // What was applied was acknowledged, in that term or a later one.
+            let past = Past { doubtful: doubtful || lost, acknowledged: (term, last.max(new.applied)) };
+            (GroupStorage::blank(shard, shared), 0, past)
         };
-        self.ticking += usize::from(!single_voter);
-        self.groups.insert(new.shard, group);
-        self.active.insert(new.shard);
+        let mut replica = Replica::new(shard, storage, applied, past, &self.env)?;
+        if replica.single_voter || new.campaign {
+            replica.campaign(&self.env)?;
+        }
+        self.insert(shard, replica);
         Ok(())
     }
 
-    /// Does some group need ticks? Groups of one do not: they have nobody to hear from.
+    fn insert(&mut self, shard: ShardId, mut replica: Replica) {
+        self.ticking += usize::from(!replica.single_voter);
+        if let Some(old) = self.groups.get(&shard) {
+            // Votes of the old one that are not durable yet have not left, and will not: the log's hard state counts.
+            self.ticking -= usize::from(!old.single_voter);
+            replica.take_over(old);
+        }
+        for message in self.held.take(shard) {
+            replica.message(message, &self.env);
+        }
+        self.groups.insert(shard, replica);
+        self.active.insert(shard);
+    }
+
+    fn create_blank(&mut self, shard: ShardId, doubtful: bool) {
+        let shared = self.env.shared.clone();
+        let acknowledged = Extent::of(&*shared.log, shard).end(&*shared.log, shard);
+        let past = Past { doubtful, acknowledged };
+        match Replica::new(shard, GroupStorage::blank(shard, shared), 0, past, &self.env) {
+            Ok(replica) => {
+                tracing::info!(%shard, "a blank replica waits for a snapshot");
+                self.insert(shard, replica);
+            }
+            Err(reason) => tracing::error!(%shard, reason, "no blank replica"),
+        }
+    }
+
+    /// Does some group doubt its log? See [`GroupStatus::doubtful`].
+    pub fn is_doubtful(&self) -> bool {
+        self.groups.values().any(Replica::is_in_doubt)
+    }
+
+    /// The length of a tick.
+    pub fn tick(&self) -> Duration {
+        Duration::from_nanos(self.env.terms.tick_ns)
+    }
+
+    /// Does something need ticks? Groups of one do not: they have nobody to hear from.
     pub fn needs_ticks(&self) -> bool {
-        self.ticking > 0
+        self.ticking > 0 || !self.held.is_empty()
     }
 
     /// Has something to do even without an event. While too many batches wait for the disk it has not: the next
     /// durable mark is the event that lets it go on.
     pub fn has_work(&self) -> bool {
-        !self.active.is_empty() && !self.is_held_back()
+        (!self.active.is_empty() && !self.is_held_back()) || !self.births.is_empty()
     }
 
     fn is_held_back(&self) -> bool {
-        self.next_batch - self.durable_batch > self.config.batches_in_flight_max as u64
+        self.next_batch - self.durable_batch > self.config().batches_in_flight_max as u64
     }
 
-    /// Takes what happened and says what to do. Returns an error when a state machine could not apply an entry: the
+    fn config(&self) -> &StoreConfig {
+        &self.env.config
+    }
+
+    /// Takes what happened and says what to do. `now` is the monotonic clock, read after the events were taken from
+    /// the inbox (C7: an answer counts from then). Returns an error when a state machine could not apply an entry: the
     /// caller must stop the node.
-    pub fn step(&mut self, events: &mut Vec<Event>, out: &mut Output) -> Result<(), ApplyError> {
+    pub fn step(&mut self, now: u64, events: &mut Vec<Event>, out: &mut Output) -> Result<(), ApplyError> {
+        self.env.now = self.env.now.max(now);
+        if self.env.started == 0 {
+            self.env.started = self.env.now.max(1);
+        }
         let mut batch = LogBatch::default();
         for event in events.drain(..) {
-            match event {
-                Event::Propose(ProposalEvent(proposal)) => self.propose(proposal),
-                Event::Durable(Ok(upto)) => self.durable(upto, out),
-                Event::Durable(Err(reason)) => self.fail(&reason),
-                Event::Message(shard, message) => {
-                    if let Some(group) = self.groups.get_mut(&shard) {
-                        // raft-rs refuses what does not fit its state (an unknown peer, a local message type):
-                        // such a message is dropped, as the network might have done.
-                        let term = group.raft.raft.term;
-                        if let Err(error) = group.raft.step(*message) {
-                            tracing::debug!(%shard, %error, "raft message dropped");
-                        }
-                        if group.raft.raft.term != term {
-                            draw_election_timeout(&mut group.raft, &self.config, &*self.random);
-                        }
-                        self.active.insert(shard);
-                    }
-                }
-                Event::Tick => {
-                    for (&shard, group) in self.groups.iter_mut().filter(|(_, g)| !g.single_voter) {
-                        let term = group.raft.raft.term;
-                        if group.raft.tick() {
-                            self.active.insert(shard);
-                        }
-                        if group.raft.raft.term != term {
-                            draw_election_timeout(&mut group.raft, &self.config, &*self.random);
-                        }
-                    }
-                }
-                Event::Truncate(list) => {
-                    for (shard, upto) in list {
-                        let Some(group) = self.groups.get_mut(&shard) else { continue };
-                        let upto = upto.min(group.applied);
-                        if upto + 1 > group.raft.store().first() {
-                            let keep = group.raft.mut_store().truncate(upto);
-                            batch.truncate.push((shard, keep));
-                        }
-                    }
-                }
-                Event::Status(reply) => {
-                    let _ = reply.send(self.groups.iter().map(|(s, g)| (*s, g.status())).collect());
-                }
-                Event::Stop => out.stop = true,
-            }
+            self.take(event, &mut batch, out);
         }
         self.ready(&mut batch, out)?;
+        for (shard, to, slot) in out.slots.drain(..) {
+            self.sending.insert((shard, to), slot);
+        }
         if !batch.is_empty() && self.failed.is_none() {
             out.log = Some((self.next_batch, batch));
             self.next_batch += 1;
@@ -288,33 +365,127 @@ impl Store {
         Ok(())
     }
 
+    fn take(&mut self, event: Event, batch: &mut LogBatch, out: &mut Output) {
+        match event {
+            Event::Propose(ProposalEvent(proposal)) => self.propose(proposal),
+            Event::Durable(Ok(upto)) => self.durable(upto, out),
+            Event::Durable(Err(reason)) => self.fail(&reason),
+            Event::Messages(messages) => {
+                for (shard, message) in messages {
+                    self.message(shard, message);
+                }
+            }
+            Event::Tick => {
+                self.ticks += 1;
+                for (&shard, group) in self.groups.iter_mut().filter(|(_, g)| !g.single_voter) {
+                    if group.tick(&self.env) {
+                        self.active.insert(shard);
+                    }
+                }
+                self.held
+                    .forget(self.ticks, FORGOTTEN_AFTER_TIMEOUTS * self.env.config.election_ticks as u64);
+            }
+            Event::SnapshotReceived(shard, meta, message) => {
+                let env = &self.env;
+                let wanted = self.groups.get_mut(&shard).is_some_and(|g| g.snapshot(&meta, *message, env));
+                self.active.extend(self.groups.contains_key(&shard).then_some(shard));
+                if !wanted {
+                    self.env.shared.machine.discard(shard, meta);
+                }
+            }
+            Event::SnapshotSent(shard, to, ok) => {
+                self.sending.remove(&(shard, to));
+                self.touch(shard, |g, _| g.report_snapshot(to, ok));
+            }
+            Event::Installed(shard, result) => self.installed(shard, result, out),
+            Event::Transfer(shard, to, reply) => match self.groups.get_mut(&shard) {
+                Some(group) => {
+                    group.transfer(to, reply, &self.env);
+                    self.active.insert(shard);
+                }
+                None => drop(reply.send(Err(format!("shard {shard} is not on this node")))),
+            },
+            Event::Unreachable(node) => {
+                let touched = self.groups.iter_mut().filter(|(_, g)| !g.single_voter);
+                let touched = touched.filter_map(|(s, g)| g.unreachable(node).then_some(*s));
+                self.active.extend(touched);
+            }
+            Event::PeerLost(node) => {
+                self.groups
+                    .values_mut()
+                    .filter(|g| !g.single_voter)
+                    .for_each(|g| g.peer_lost(node, &self.env));
+            }
+            Event::Truncate(list) => {
+                for (shard, upto) in list {
+                    let keep = self.groups.get_mut(&shard).and_then(|g| g.truncate(upto));
+                    batch.truncate.extend(keep.map(|keep| (shard, keep)));
+                }
+            }
+            Event::Status(reply) => {
+                let _ = reply.send(self.groups.iter().map(|(s, g)| (*s, g.status())).collect());
+            }
+            Event::Stop => out.stop = true,
+        }
+    }
+
+    fn touch(&mut self, shard: ShardId, f: impl FnOnce(&mut Replica, &Env) -> bool) {
+        if let Some(group) = self.groups.get_mut(&shard)
+            && f(group, &self.env)
+        {
+            self.active.insert(shard);
+        }
+    }
+
+    fn message(&mut self, shard: ShardId, message: Message) {
+        if let Some(group) = self.groups.get_mut(&shard) {
+            group.message(message, &self.env);
+            self.active.insert(shard);
+            return;
+        }
+        if message.to != u64::from(self.config().node.0) {
+            return;
+        }
+        let speaking = self.held.keep(shard, message, self.ticks);
+        let election = self.config().election_ticks as u64;
+        if speaking < BLANK_AFTER_TIMEOUTS * election {
+            return;
+        }
+        let is_logged = !Extent::of(&*self.env.shared.log, shard).is_untouched();
+        if !is_logged || speaking >= BLANK_OVER_LOG_AFTER_TIMEOUTS * election {
+            self.create_blank(shard, self.config().recovering);
+        }
+    }
+
+    fn installed(&mut self, shard: ShardId, result: Result<NewGroup, String>, out: &mut Output) {
+        let Some(group) = self.groups.get_mut(&shard).filter(|g| g.is_installing()) else { return };
+        match result.and_then(|new| group.installed(&new, &self.env, out)) {
+            Ok(()) => drop(self.active.insert(shard)),
+            Err(reason) => {
+                // The log begins behind the snapshot, the state is nothing: another snapshot has to come.
+                tracing::warn!(%shard, reason, "a snapshot was not installed");
+                let doubtful = self.groups[&shard].is_in_doubt();
+                self.create_blank(shard, doubtful);
+            }
+        }
+    }
+
     fn propose(&mut self, p: Proposal) {
         if let Some(reason) = &self.failed {
             let _ = p.reply.send(Err(ProposeError::Stopped(reason.clone())));
             return;
         }
-        let Some(group) = self.groups.get_mut(&p.shard) else {
-            let _ = p.reply.send(Err(ProposeError::NotLeader(p.shard)));
-            return;
-        };
-        let raft = &mut group.raft;
-        if raft.raft.state != StateRole::Leader || raft.raft.term != p.term {
-            let _ = p.reply.send(Err(ProposeError::NotLeader(p.shard)));
-            return;
-        }
         assert!(
-            !p.payload.is_empty() && p.payload[0] != crate::log::CONF_CHANGE,
+            !p.payload.is_empty() && p.payload[0] != CONF_CHANGE,
             "a command is not empty and does not look like a membership change"
         );
-        match raft.propose(Vec::new(), p.payload.into()) {
-            Ok(()) => {
-                let index = raft.raft.raft_log.last_index();
-                group.waiting.insert(index, Waiting { term: p.term, reply: p.reply });
-                self.active.insert(p.shard);
+        match self.groups.get_mut(&p.shard) {
+            Some(group) => {
+                if group.propose(p.term, p.payload, Waiting { term: p.term, reply: p.reply }) {
+                    self.active.insert(p.shard);
+                }
             }
-            Err(_) => {
-                let _ = p.reply.send(Err(ProposeError::NotLeader(p.shard)));
-            }
+            None => drop(p.reply.send(Err(ProposeError::NotLeader(p.shard)))),
         }
     }
 
@@ -324,16 +495,8 @@ impl Store {
         let done = std::mem::replace(&mut self.persisting, later);
         let shards: BTreeSet<ShardId> = done.into_values().flatten().collect();
         for shard in shards {
-            let group = self.groups.get_mut(&shard).expect("groups stay");
-            let mut last_ready = None;
-            while group.unpersisted.front().is_some_and(|(batch, ..)| *batch <= upto) {
-                let (_, ready, last, messages) = group.unpersisted.pop_front().expect("front was there");
-                last_ready = Some((ready, last));
-                out.messages.extend(messages.into_iter().map(|m| (NodeId(m.to as u32), shard, m)));
-            }
-            if let Some((ready, last)) = last_ready {
-                group.raft.on_persist_ready(ready);
-                group.raft.mut_store().trim_cache(last);
+            if let Some(group) = self.groups.get_mut(&shard) {
+                group.durable(upto, &self.env, out);
                 self.active.insert(shard);
             }
         }
@@ -341,78 +504,47 @@ impl Store {
 
     /// Lets every active group go on: entries to the batch, messages out, committed entries to the state machine.
     fn ready(&mut self, batch: &mut LogBatch, out: &mut Output) -> Result<(), ApplyError> {
-        let mut created = Vec::new();
         let mut held_back = BTreeSet::new();
-        while let Some(shard) = self.active.pop_first() {
+        loop {
+            self.bear(batch);
+            let Some(shard) = self.active.pop_first() else { break };
             if self.failed.is_some() {
                 continue;
             }
-            let is_held_back = self.is_held_back();
-            let group = self.groups.get_mut(&shard).expect("active groups exist");
-            if is_held_back {
+            if self.is_held_back() {
                 // Too many batches wait for the disk. Committed entries wait with them: the next durable mark, which
                 // is on its way, lets everything go on.
                 held_back.insert(shard);
                 continue;
             }
-            while group.raft.has_ready() {
-                let mut ready = group.raft.ready();
-                let leader_id = group.raft.raft.leader_id;
-                let term = group.raft.raft.term;
-                let role = if group.raft.raft.state == StateRole::Leader {
-                    Role::Leader(term)
-                } else {
-                    Role::Follower(term, (leader_id != 0).then_some(NodeId(leader_id as u32)))
-                };
-                if role != group.role {
-                    group.role = role;
-                    self.machine.role(shard, role);
-                }
-                out.messages
-                    .extend(ready.take_messages().into_iter().map(|m| (NodeId(m.to as u32), shard, m)));
-                let entries = ready.take_entries();
-                let must_sync = ready.must_sync();
-                if let Some(hs) = ready.hs() {
-                    let hs = HardState { term: hs.term, vote: hs.vote, commit: hs.commit };
-                    group.raft.mut_store().set_hard_state(hs);
-                    if must_sync {
-                        batch.hard_states.push((shard, hs));
-                    }
-                }
-                group.raft.mut_store().append(&entries);
-                batch.entries.extend(entries.iter().map(|e| (shard, to_log_entry(e))));
-                let persisted_messages = ready.take_persisted_messages();
-                let committed = ready.take_committed_entries();
-                let number = ready.number();
-                group.raft.advance_append_async(ready);
-                if must_sync {
-                    let last = group.raft.store().last();
-                    group.unpersisted.push_back((self.next_batch, number, last, persisted_messages));
+            let mut created = Vec::new();
+            let group = self.groups.get_mut(&shard).expect("active groups exist");
+            while group.has_ready() {
+                // What a replica in doubt applies may be from before its log was cut, and so may the groups that it
+                // creates: their logs were cut with its own. Asked first: what it applies now may end its doubt.
+                let doubtful = group.is_in_doubt();
+                let (new, waits) = group.ready(&self.env, self.next_batch, batch, out)?;
+                created.extend(new.into_iter().map(|new| (new, doubtful)));
+                if waits {
                     self.persisting.entry(self.next_batch).or_default().insert(shard);
-                } else if group.unpersisted.is_empty() {
-                    group.raft.on_persist_ready(number);
-                    out.messages
-                        .extend(persisted_messages.into_iter().map(|m| (NodeId(m.to as u32), shard, m)));
-                } else {
-                    // In order behind the ready that is still on its way to the disk.
-                    let (batch, last) =
-                        group.unpersisted.back().map(|(b, _, l, _)| (*b, *l)).expect("not empty");
-                    group.unpersisted.push_back((batch, number, last, persisted_messages));
                 }
-                if !committed.is_empty() {
-                    created.extend(group.apply(shard, committed, &*self.machine)?);
-                }
+            }
+            for (new, doubtful) in created {
+                let shard = new.shard;
+                self.create(new, doubtful).map_err(|reason| ApplyError { shard, index: 0, reason })?;
             }
         }
         self.active.append(&mut held_back);
-        for new in created {
-            let shard = new.shard;
-            self.create_group(new).map_err(|reason| ApplyError { shard, index: 0, reason })?;
-        }
-        if self.active.iter().any(|s| self.groups[s].raft.has_ready()) && !self.is_held_back() {
-            return self.ready(batch, out); // groups that were just created
-        }
         Ok(())
+    }
+
+    /// What new groups want in the log, before any of their entries.
+    fn bear(&mut self, batch: &mut LogBatch) {
+        if !self.births.is_empty() {
+            let births = std::mem::take(&mut self.births);
+            batch.resets.extend(births.resets);
+            batch.hard_states.extend(births.hard_states);
+        }
     }
 
     /// The log has failed: C6.
@@ -420,71 +552,13 @@ impl Store {
         if self.failed.is_none() {
             tracing::error!(reason, "the node log has failed; nothing more is acknowledged");
             self.failed = Some(reason.to_string());
-            self.machine.stopped(reason);
+            self.env.shared.machine.stopped(reason);
         }
         self.abandon(reason);
     }
 
     /// Answers every proposal whose entry is in the log but not applied: nobody knows.
     fn abandon(&mut self, reason: &str) {
-        for group in self.groups.values_mut() {
-            for (_, waiting) in std::mem::take(&mut group.waiting) {
-                let _ = waiting.reply.send(Err(ProposeError::Ambiguous(reason.to_string())));
-            }
-        }
+        self.groups.values_mut().for_each(|g| g.abandon(reason));
     }
-}
-
-impl Group {
-    fn apply(
-        &mut self,
-        shard: ShardId,
-        committed: Vec<raft::eraftpb::Entry>,
-        machine: &dyn StateMachine,
-    ) -> Result<Vec<NewGroup>, ApplyError> {
-        let entries: Vec<CommittedEntry> = committed
-            .into_iter()
-            .map(|e| CommittedEntry { index: e.index, term: e.term, payload: to_log_entry(&e).payload })
-            .collect();
-        let (first, last) = (entries[0].index, entries[entries.len() - 1].index);
-        assert_eq!(
-            first,
-            self.applied + 1,
-            "C5: entries of shard {shard} reach the state machine without gaps"
-        );
-        ::metrics::counter!(metrics::APPLIED).increment(entries.len() as u64);
-        let created = machine.apply(shard, &entries)?;
-        self.applied = last;
-        self.raft.advance_apply_to(last);
-        for entry in &entries {
-            if let Some(waiting) = self.waiting.remove(&entry.index) {
-                // C2: what was applied at that index is the proposer's own entry only if the term is the same.
-                let answer = if waiting.term == entry.term {
-                    Ok(entry.index)
-                } else {
-                    Err(ProposeError::NotLeader(shard))
-                };
-                let _ = waiting.reply.send(answer);
-            }
-        }
-        Ok(created)
-    }
-
-    fn status(&self) -> GroupStatus {
-        let raft = &self.raft.raft;
-        GroupStatus {
-            term: raft.term,
-            leader: (raft.leader_id != 0).then_some(NodeId(raft.leader_id as u32)),
-            first_index: self.raft.store().first(),
-            last_index: raft.raft_log.last_index(),
-            commit: raft.raft_log.committed,
-            applied: self.applied,
-        }
-    }
-}
-
-/// raft-rs draws its election timeout from the thread's generator; a run must be a function of its seed (D3, D14).
-fn draw_election_timeout(raft: &mut RawNode<GroupStorage>, config: &StoreConfig, random: &dyn Random) {
-    let ticks = config.election_ticks + (random.next_u64() % config.election_ticks as u64) as usize;
-    raft.raft.set_randomized_election_timeout(ticks);
 }

@@ -13,6 +13,11 @@ use crate::shell::LogSink;
 pub struct WalLog(pub LogReader);
 
 impl GroupLog for WalLog {
+    fn begin(&self, shard: ShardId) -> Option<(LogIndex, Term)> {
+        let first = self.0.first_index(shard).ok()?;
+        Some((first, self.0.term(shard, first - 1).unwrap_or(isochrone_wal::TERM_UNKNOWN)))
+    }
+
     fn bounds(&self, shard: ShardId) -> Option<(LogIndex, LogIndex)> {
         // A shard without a log is unknown to the reader: no entries.
         let (first, last) = (self.0.first_index(shard).ok()?, self.0.last_index(shard).ok()?);
@@ -47,8 +52,15 @@ impl GroupLog for WalLog {
 /// What a step wants on disk, in the node log's words.
 pub fn to_wal_batch(batch: LogBatch) -> Batch {
     let mut out = Batch::new();
+    for (shard, first, prev_term) in batch.resets {
+        out.reset(shard, first, prev_term);
+    }
     for (shard, hs) in batch.hard_states {
-        out.hard_state(shard, isochrone_wal::HardState { term: hs.term, vote: hs.vote, commit: hs.commit });
+        // The log may cut this into several batches and end between them. Term and vote must not come behind the entries;
+        // a commit index must not come before those it speaks of: what stands in their place may be another leader's.
+        let first = batch.entries.iter().find(|(s, _)| *s == shard).map(|(_, entry)| entry.index);
+        let commit = first.map_or(hs.commit, |first| hs.commit.min(first.saturating_sub(1)));
+        out.hard_state(shard, isochrone_wal::HardState { term: hs.term, vote: hs.vote, commit });
     }
     for (shard, entry) in batch.entries {
         out.entry(shard, entry.term, entry.index, entry.payload);

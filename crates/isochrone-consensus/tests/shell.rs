@@ -7,8 +7,8 @@ use std::time::Duration;
 use isochrone_base::{Bytes, LogIndex, NodeId, ShardId, Term};
 use isochrone_consensus::shell::{self, LogSink, NoPeers, Running, Wiring};
 use isochrone_consensus::{
-    ApplyError, CommittedEntry, GroupLog, Handle, HardState, LogBatch, LogEntry, NewGroup, ProposeError,
-    Role, StateMachine, Store, StoreConfig,
+    ApplyError, CommittedEntry, GroupLog, Handle, HardState, InstallDone, LogBatch, LogEntry, NewGroup,
+    ProposeError, Role, SnapshotMeta, SnapshotSource, StateMachine, Store, StoreConfig,
 };
 use isochrone_env::SplitMix64;
 
@@ -19,6 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct NoLog;
 
 impl GroupLog for NoLog {
+    fn begin(&self, _: ShardId) -> Option<(LogIndex, Term)> {
+        None
+    }
     fn bounds(&self, _: ShardId) -> Option<(LogIndex, LogIndex)> {
         None
     }
@@ -63,6 +66,14 @@ impl StateMachine for Machine {
             let _ = self.0.lock().unwrap().as_ref().unwrap().send(term);
         }
     }
+    fn lease(&self, _: ShardId, _: Term, _: u64) {}
+    fn snapshot(&self, _: ShardId) -> Result<Box<dyn SnapshotSource>, String> {
+        Err("nobody asks".into())
+    }
+    fn install(&self, _: ShardId, _: SnapshotMeta, done: InstallDone) {
+        done(Err("nobody asks".into()));
+    }
+    fn discard(&self, _: ShardId, _: SnapshotMeta) {}
     fn stopped(&self, _: &str) {}
 }
 
@@ -72,13 +83,19 @@ fn start() -> (Handle, Running, Term, Receiver<String>) {
     let machine = Arc::new(Machine(Mutex::new(Some(leading))));
     let random = Arc::new(SplitMix64::new(1));
     let mut store = Store::new(StoreConfig::new(NodeId(1)), Arc::new(NoLog), machine, random).unwrap();
-    store.create_group(NewGroup { shard: SHARD, voters: vec![NodeId(1)], applied: 0 }).unwrap();
+    store
+        .create_group(NewGroup {
+            shard: SHARD,
+            voters: vec![NodeId(1)],
+            applied: 0,
+            applied_term: 0,
+            campaign: false,
+        })
+        .unwrap();
     let (wiring, handle) = Wiring::new();
     let env = isochrone_env::os::env(0).unwrap();
-    let tick = Duration::from_millis(100);
     let fatal = Box::new(move |reason: String| drop(fatal.send(reason)));
-    let running =
-        shell::run(store, wiring, Box::new(Durable), Box::new(NoPeers), tick, env.clock, fatal).unwrap();
+    let running = shell::run(store, wiring, Box::new(Durable), Box::new(NoPeers), env.clock, fatal).unwrap();
     // The role is told when there is something to look at.
     let _status = handle.status();
     (handle, running, term.recv_timeout(PATIENCE).unwrap(), reasons)
