@@ -8,7 +8,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
-use isochrone_base::{Bytes, Key, KeyRange, PieceNo, Timestamp, TxnId, Value};
+use isochrone_base::{Bytes, Key, KeyRange, NodeId, PieceNo, ShardId, Timestamp, TxnId, Value};
 
 /// A boxed future, as trait objects need it. Ready at once when nothing has to be waited for.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -42,6 +42,8 @@ pub struct Page {
     /// The part of the range that was not looked at yet; `None` when the page ends the range. The part before it was
     /// recorded as read at the transaction's timestamp (R4).
     pub rest: Option<KeyRange>,
+    /// Nothing in this page, deletions included, was committed above this; at or below the reader's timestamp (R24).
+    pub newest: Timestamp,
 }
 
 /// A span that was read, and up to when its reader knows it.
@@ -140,6 +142,9 @@ pub enum Prepared {
     Committed(Timestamp),
     /// Refused for good: `aborted` stands in the log (R12).
     Refused(String),
+    /// Refused for good, for this reason alone: its timestamp would be this, and what it validated on other shards was
+    /// validated only up to its candidate (R13). A new attempt that validates everything anew may succeed.
+    Pushed(Timestamp),
     /// The deadline is at or below the floor: not final, the tombstone may be gone (R11.2).
     PastDeadline,
 }
@@ -168,6 +173,37 @@ pub struct PieceId {
     pub key: Key,
     /// Its deadline.
     pub deadline: Timestamp,
+}
+
+/// How strongly a row is locked, as PostgreSQL has it. Each mode conflicts with all that the weaker ones conflict with.
+///
+/// | | KEY SHARE | SHARE | NO KEY UPDATE | UPDATE |
+/// |---|---|---|---|---|
+/// | KEY SHARE | | | | X |
+/// | SHARE | | | X | X |
+/// | NO KEY UPDATE | | X | X | X |
+/// | UPDATE | X | X | X | X |
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum LockMode {
+    /// The row stays, and keeps its key: what a foreign key needs of its parent.
+    KeyShare,
+    /// The row stays as it is.
+    Share,
+    /// It is about to be changed, but for its key.
+    NoKeyUpdate,
+    /// It is about to be deleted, or to get another key.
+    Update,
+}
+
+impl LockMode {
+    /// All, the weakest first.
+    pub const ALL: [LockMode; 4] =
+        [LockMode::KeyShare, LockMode::Share, LockMode::NoKeyUpdate, LockMode::Update];
+
+    /// May two transactions not hold these at a time?
+    pub const fn conflicts_with(self, other: LockMode) -> bool {
+        self as u8 + other as u8 >= 3
+    }
 }
 
 /// How a lock request ends.
@@ -201,9 +237,17 @@ pub enum Error {
         /// The lowest that can be read.
         threshold: Timestamp,
     },
-    /// Not here, or not the leaseholder: route again and retry. Nothing was done.
+    /// Not here, or not yet: route again and retry. Nothing was done.
     #[error("not served here: {0}")]
     NotServed(String),
+    /// This node has a replica of the shard and does not lead it. Nothing was done; ask the leader.
+    #[error("shard {shard} is not led by this node{}", led_by(*leader))]
+    NotLeader {
+        /// The shard.
+        shard: ShardId,
+        /// Who leads it, as far as this node knows.
+        leader: Option<NodeId>,
+    },
     /// The request was logged, or may have been, but no answer can be had: whether it takes effect is not known.
     #[error("outcome unknown: {0}")]
     Ambiguous(String),
@@ -213,6 +257,10 @@ pub enum Error {
     /// The node's storage has stopped; nothing more will be acknowledged until it is restarted.
     #[error("storage stopped: {0}")]
     Stopped(String),
+}
+
+fn led_by(leader: Option<NodeId>) -> String {
+    leader.map_or_else(String::new, |n| format!(" but by node {n}"))
 }
 
 /// The way to the leaseholders, by key. Calls may be repeated: every one of them is idempotent.
@@ -231,12 +279,14 @@ pub trait ShardClient: Send + Sync {
         bytes_max: usize,
     ) -> BoxFuture<'a, Result<Page, Error>>;
 
-    /// Takes the exclusive lock of a key in the leaseholder's memory, waiting in a fair queue. `read_ts` is the
-    /// timestamp at which the caller knows the row.
+    /// Takes the lock of a key in the leaseholder's memory, waiting in a fair queue. `read_ts` is the timestamp at which
+    /// the caller knows the row. With a `wait_max` of zero nobody is waited for: neither holders of the lock, nor who has
+    /// prepared a write of the key; the answer is `LockTimeout(0)` then.
     fn lock<'a>(
         &'a self,
         txn: TxnId,
         key: &'a [u8],
+        mode: LockMode,
         read_ts: Timestamp,
         wait_max: Duration,
     ) -> BoxFuture<'a, Result<Locked, Error>>;
@@ -255,7 +305,7 @@ pub trait ShardClient: Send + Sync {
     /// R11, R12.
     fn prepare<'a>(&'a self, piece: Piece) -> BoxFuture<'a, Result<Prepared, Error>>;
 
-    /// R13. Answers `Committed`, `Refused` or `PastDeadline`.
+    /// R13. Answers `Committed`, `Refused`, `Pushed` or `PastDeadline`.
     fn commit1<'a>(&'a self, piece: Piece) -> BoxFuture<'a, Result<Prepared, Error>>;
 
     /// R16, at the anchor.

@@ -13,7 +13,8 @@
 
 use std::sync::Arc;
 
-use isochrone_base::{Bytes, KeyRange, LogIndex, Term, Timestamp};
+use isochrone_base::ids::INIT_TERM;
+use isochrone_base::{Bytes, KeyRange, LogIndex, NodeId, ShardId, Term, Timestamp, bank};
 use isochrone_storage::{Engine, WriteBatch, mvcc};
 
 use crate::api::{Decision, PieceId, Record};
@@ -46,7 +47,8 @@ impl Replicated {
         // T10: a decided record is never prepared or decided again.
         debug_assert!(!self.tombstones.contains_key(&key), "T10: {key:?} is decided already");
         self.prepared.remove(&key);
-        if tombstone.keep.is_none() && key.deadline <= self.floor {
+        let forgets = bank::has("tombstone-not-kept") && tombstone.keep.is_none();
+        if forgets || (tombstone.keep.is_none() && key.deadline <= self.floor) {
             // Resolved after the floor passed: from here on the floor keeps it from being prepared (T10).
             batch.delete(key.physical(self.shard));
             return;
@@ -62,18 +64,21 @@ impl Replicated {
 
     /// R2: is what the evaluation of a piece assumed still so?
     fn recheck(&self, piece: &LoggedPiece, key: RecordKey, p: Timestamp) -> Option<Outcome> {
+        if bank::has("record-not-checked-again") {
+            return None;
+        }
         match self.record(key) {
             Record::None => {}
             record => return Some(Outcome::Record(record)),
         }
-        if piece.deadline <= self.floor {
+        if piece.deadline <= self.floor && !bank::has("deadline-not-checked") {
             return Some(Outcome::PastDeadline);
         }
         if !self.range.contains(piece.find_key()) || !piece.writes.iter().all(|w| self.range.contains(&w.key))
         {
             return Some(Outcome::Rejected("the piece is not wholly in the shard"));
         }
-        if p <= self.closed {
+        if p <= self.closed && !bank::has("closed-ignored") {
             return Some(Outcome::Rejected("its timestamp is closed"));
         }
         None
@@ -122,7 +127,7 @@ impl Shard {
         term: Term,
         payload: &Bytes,
         batch: &mut WriteBatch,
-        exists: &dyn Fn(isochrone_base::ShardId) -> bool,
+        here: &dyn Fn(ShardId) -> Option<KeyRange>,
     ) -> Result<ApplyResult, ApplyError> {
         let fail = |reason: String| {
             self.stop(&reason);
@@ -130,13 +135,21 @@ impl Shard {
         };
         let entry = Entry::decode(payload).map_err(|e| fail(format!("unreadable entry: {e}")))?;
 
+        let right_here = match &entry {
+            Some(Entry { command: Command::Split { right, .. }, .. }) => here(*right),
+            _ => None,
+        };
         let mut guard = self.lock();
         let g = &mut *guard;
         if let Some(why) = g.stopped.clone() {
             return Err(ApplyError { shard: self.id, index, term, reason: why });
         }
+        if g.retired {
+            let reason = "a snapshot is taking its place".into();
+            return Err(ApplyError { shard: self.id, index, term, reason });
+        }
         if index <= g.repl.applied {
-            return Ok(ApplyResult::Applied { created: None });
+            return Ok(ApplyResult::Applied { created: None, led_here: false });
         }
         let scans = |e: &Entry| matches!(e.command, Command::Split { .. } | Command::ClearRange { .. });
         if entry.as_ref().is_some_and(scans) && !g.pending.is_empty() {
@@ -147,8 +160,10 @@ impl Shard {
             term,
             proposal: entry.as_ref().map(|e| (e.term, e.seq)),
             outcome: Outcome::Done,
+            closed: Timestamp::MIN,
             resolved: None,
             created: None,
+            shrunk: false,
         };
         let mut versions = Versions::No;
         let mut clear = None;
@@ -156,9 +171,13 @@ impl Shard {
         g.repl.applied_term = term;
         if let Some(entry) = entry {
             if entry.term == term {
-                g.repl.read_limit = g.repl.read_limit.max(entry.read_limit);
+                g.repl.read_limit = match entry.command {
+                    // R1: exactly what was read; what it promised beyond was not used and never will be.
+                    Command::Release => entry.read_limit,
+                    _ => g.repl.read_limit.max(entry.read_limit),
+                };
                 let done =
-                    self.command(g, entry.command, batch, &mut effect, &mut versions, &mut clear, exists);
+                    self.command(g, entry.command, batch, &mut effect, &mut versions, &mut clear, right_here);
                 effect.outcome = match done {
                     Ok(outcome) => outcome,
                     Err(reason) => {
@@ -172,7 +191,11 @@ impl Shard {
                 effect.outcome = Outcome::StaleTerm;
             }
         }
-        g.repl.put_applied(batch);
+        effect.closed = g.repl.closed;
+        if !bank::has("applied-index-apart") || index.is_multiple_of(8) {
+            g.repl.put_applied(batch);
+        }
+        let led_here = g.term == term && g.handing_over.is_none();
         drop(guard);
 
         // The engine is read outside the mutex (S1); only this thread applies.
@@ -190,7 +213,7 @@ impl Shard {
         }
         let created = effect.created.as_ref().map(|s| s.id);
         self.lock().pending.push_back(effect);
-        Ok(ApplyResult::Applied { created })
+        Ok(ApplyResult::Applied { created, led_here })
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of one application, borrowed apart")]
@@ -202,7 +225,7 @@ impl Shard {
         effect: &mut Effect,
         versions: &mut Versions,
         clear: &mut Option<KeyRange>,
-        exists: &dyn Fn(isochrone_base::ShardId) -> bool,
+        right_here: Option<KeyRange>,
     ) -> Result<Outcome, String> {
         Ok(match command {
             // R13.
@@ -213,13 +236,20 @@ impl Shard {
                 }
                 g.assert_free(&piece)?;
                 g.repl.newest = g.repl.newest.max(p);
-                g.repl.bury(batch, key, Tombstone { committed: Some(p), keep: None });
+                if !bank::has("one-step-commit-leaves-no-record") {
+                    g.repl.bury(batch, key, Tombstone { committed: Some(p), keep: None });
+                }
                 *versions = Versions::Of(piece, p);
                 Outcome::Record(Record::Committed(p))
             }
             // R11.8.
             Command::Prepare { piece, p } => {
                 let key = RecordKey { deadline: piece.deadline, txn: piece.txn, piece: piece.piece };
+                if bank::has("prepare-evaluated-again")
+                    && let Some(old) = g.repl.prepared.remove(&key)
+                {
+                    g.unprepare(&old);
+                }
                 if let Some(found) = g.repl.recheck(&piece, key, p) {
                     return Ok(found);
                 }
@@ -236,12 +266,25 @@ impl Shard {
                 if !g.repl.range.contains(&id.key) {
                     return Ok(Outcome::Rejected("the piece is not in the shard"));
                 }
+                if bank::has("probe-removes-a-prepare")
+                    && let Some(prepared) = g.repl.prepared.get(&RecordKey::of(&id)).cloned()
+                {
+                    return g.resolve(batch, &prepared, Decision::Abort, effect, versions);
+                }
                 g.repl.block(batch, &id)
             }
             // R16.
             Command::Decide { id, decision } => {
                 if !g.repl.range.contains(&id.key) {
                     return Ok(Outcome::Rejected("the piece is not in the shard"));
+                }
+                if bank::has("later-decision-wins") && g.repl.tombstones.contains_key(&RecordKey::of(&id)) {
+                    g.repl.forget(batch, RecordKey::of(&id));
+                    let committed = match decision {
+                        Decision::Commit(c) => Some(c),
+                        Decision::Abort => None,
+                    };
+                    g.repl.bury(batch, RecordKey::of(&id), Tombstone { committed, keep: None });
                 }
                 match (g.repl.prepared.get(&RecordKey::of(&id)).cloned(), decision) {
                     (Some(prepared), _) => g.resolve(batch, &prepared, decision, effect, versions)?,
@@ -260,6 +303,12 @@ impl Shard {
                 if !g.repl.range.contains(&id.key) {
                     return Ok(Outcome::Rejected("the piece is not in the shard"));
                 }
+                let decision = match (decision, g.repl.prepared.get(&RecordKey::of(&id))) {
+                    (Decision::Commit(_), Some(own)) if bank::has("commit-at-own-p") => {
+                        Decision::Commit(own.p)
+                    }
+                    _ => decision,
+                };
                 match (g.repl.prepared.get(&RecordKey::of(&id)).cloned(), decision) {
                     (Some(prepared), _) => g.resolve(batch, &prepared, decision, effect, versions)?,
                     (None, Decision::Abort) => g.repl.block(batch, &id),
@@ -286,7 +335,7 @@ impl Shard {
                 if let Some(t) = g.repl.tombstones.get_mut(&key)
                     && t.keep.take().is_some()
                 {
-                    if key.deadline <= floor {
+                    if key.deadline <= floor || bank::has("anchor-forgets-on-acks") {
                         g.repl.forget(batch, key);
                     } else {
                         let bytes = t.encode();
@@ -299,11 +348,18 @@ impl Shard {
             Command::RaiseFloor { to } => {
                 if to > g.repl.floor {
                     g.repl.floor = to;
+                    if bank::has("floor-drops-prepares") {
+                        let kept = g.repl.prepared.split_off(&RecordKey::upto(to));
+                        for (key, prepared) in std::mem::replace(&mut g.repl.prepared, kept) {
+                            g.unprepare(&prepared);
+                            batch.delete(key.physical(g.repl.shard));
+                        }
+                    }
                     let doomed: Vec<RecordKey> = g
                         .repl
                         .tombstones
                         .range(..=RecordKey::upto(to))
-                        .filter(|(_, t)| t.keep.is_none())
+                        .filter(|(_, t)| t.keep.is_none() || bank::has("anchor-forgets-at-deadline"))
                         .map(|(k, _)| *k)
                         .collect();
                     for key in doomed {
@@ -320,13 +376,27 @@ impl Shard {
                 }
                 Outcome::Done
             }
+            Command::Release => {
+                g.repl.holder = NodeId(0);
+                g.repl.put_shard(batch);
+                Outcome::Done
+            }
+            Command::Truncate { upto } => {
+                // Never past what is applied everywhere when this entry is.
+                let to = upto.min(effect.index - 1);
+                if to > g.repl.truncate_to {
+                    g.repl.truncate_to = to;
+                    g.repl.put_shard(batch);
+                }
+                Outcome::Done
+            }
             Command::Close => Outcome::Done,
-            Command::Split { at, right } => {
+            Command::Split { at, right, born_at } => {
                 if !g.repl.range.contains(&at) || at == g.repl.range.start {
                     return Ok(Outcome::Rejected("the split point is not inside the shard"));
                 }
-                if exists(right) {
-                    return Ok(Outcome::Rejected("a shard of that id exists"));
+                if right == self.id {
+                    return Ok(Outcome::Rejected("a shard cannot be split from itself"));
                 }
                 let straddles = |p: &Arc<PreparedPiece>| {
                     let side = |k: &[u8]| k < at.as_slice();
@@ -335,7 +405,13 @@ impl Shard {
                 if g.repl.prepared.values().any(straddles) {
                     return Ok(Outcome::Rejected("an unresolved prepare lies across the split point"));
                 }
-                effect.created = Some(self.split(g, batch, at, right));
+                let outside = |r: &&KeyRange| r.start < at || !g.repl.range.contains_range(r);
+                if let Some(range) = right_here.as_ref().filter(outside) {
+                    // Ids are never used again: this is another shard's.
+                    return Err(format!("split: shard {right} is here already, with keys {range:02x?}"));
+                }
+                effect.created = self.split(g, batch, at, right, born_at, right_here.is_some());
+                effect.shrunk = true;
                 Outcome::Done
             }
             Command::ClearRange { range } => {
@@ -356,15 +432,23 @@ impl Shard {
 
     /// Records, prepares, floor, closed and read limit go with their keys (section 11, "Splits"). A tombstone that names no key
     /// goes to both halves: where nobody asks for it, it is harmless, and goes with the floor.
+    ///
+    /// `is_here`: the right half came by snapshot, and is ahead of what this entry would make of it. Then the left half
+    /// loses exactly what it loses on every other replica, and that is all.
     fn split(
         &self,
         g: &mut Inner,
         batch: &mut WriteBatch,
         at: Vec<u8>,
-        right: isochrone_base::ShardId,
-    ) -> Arc<Shard> {
+        right: ShardId,
+        born_at: LogIndex,
+        is_here: bool,
+    ) -> Option<Arc<Shard>> {
         let left = &mut g.repl;
         let mut new = Replicated::new(right, KeyRange { start: at.clone(), end: left.range.end.clone() });
+        new.voters = left.voters.clone();
+        (new.applied, new.truncate_to) = (born_at, born_at);
+        new.applied_term = if born_at == 0 { 0 } else { INIT_TERM };
         new.epoch = left.epoch + 1;
         new.floor = left.floor;
         new.gc_threshold = left.gc_threshold;
@@ -380,13 +464,18 @@ impl Shard {
         for key in moved {
             let p = left.prepared.remove(&key).expect("found just now");
             batch.delete(key.physical(left.shard));
-            batch.put(key.physical(right), p.encode());
+            if bank::has("split-loses-records") {
+                continue;
+            }
+            if !is_here {
+                batch.put(key.physical(right), p.encode());
+            }
             new.prepared.insert(key, p);
         }
         let mut gone = Vec::new();
         for (key, t) in &left.tombstones {
             let goes_right = t.keep.as_ref().map(|s| find_key(key.piece, &s.pieces, None) >= at.as_slice());
-            if goes_right != Some(false) {
+            if goes_right != Some(false) && !is_here {
                 batch.put(key.physical(right), t.encode());
                 new.tombstones.insert(*key, t.clone());
             }
@@ -400,10 +489,14 @@ impl Shard {
         left.range.end = at.clone();
         left.epoch += 1;
         left.put_shard(batch);
+        drop(g.standing.split_off(&at));
+        if is_here {
+            return None;
+        }
         new.put_shard(batch);
         new.put_applied(batch);
-        drop(g.standing.split_off(&at));
-        Arc::new(Shard::new(new, self.engine.clone(), self.clock.clone(), self.node, self.config.clone()))
+        let (engine, clock, config) = (self.engine.clone(), self.clock.clone(), self.config.clone());
+        Some(Arc::new(Shard::new(new, engine, clock, self.node, config)))
     }
 }
 

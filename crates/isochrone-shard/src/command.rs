@@ -13,7 +13,9 @@
 //! What only evaluation needs (the validated spans, `seen`) is not logged.
 
 use isochrone_base::codec::{DecodeError, Reader, put_bytes, put_ts, put_txn, put_u64};
-use isochrone_base::{Bytes, Key, KeyRange, NodeId, PieceNo, ShardId, Term, Timestamp, TxnId, Value};
+use isochrone_base::{
+    Bytes, Key, KeyRange, LogIndex, NodeId, PieceNo, ShardId, Term, Timestamp, TxnId, Value,
+};
 
 use crate::api::{Decision, Mode, Piece, PieceId, PieceRef};
 
@@ -216,6 +218,9 @@ pub enum Command {
         at: Key,
         /// The id of the right half.
         right: ShardId,
+        /// Everything up to this index is in the right half when it is born: its log begins at the next one. 0 in the
+        /// logs of the first builds.
+        born_at: LogIndex,
     },
     /// Removes versions of a range that nobody can see any more, a bounded number at a time.
     ClearRange {
@@ -227,6 +232,14 @@ pub enum Command {
         /// The new threshold; a lower one changes nothing.
         to: Timestamp,
     },
+    /// Every replica may drop its log up to here, once a flush holds what it did.
+    Truncate {
+        /// The last index that is not needed; a lower one changes nothing.
+        upto: LogIndex,
+    },
+    /// The leaseholder serves no more, and the header's read limit is exactly the highest timestamp at which anything
+    /// was served or validated: it replaces the limit (R1, "a graceful transfer").
+    Release,
 }
 
 /// One entry: header and command.
@@ -238,7 +251,7 @@ pub struct Entry {
     pub seq: u64,
     /// The closed timestamp rises to this once the command was applied; `MIN`: unchanged.
     pub closed: Timestamp,
-    /// The read limit of the lease rises to this; `MIN`: unchanged.
+    /// The read limit of the lease rises to this; `MIN`: unchanged. ([`Command::Release`] sets it.)
     pub read_limit: Timestamp,
     /// The command.
     pub command: Command,
@@ -258,11 +271,12 @@ impl Command {
             Command::Probe { .. } => "probe",
             Command::Acked { .. } => "acked",
             Command::RaiseFloor { .. } => "floor",
-            Command::Lease { .. } => "lease",
+            Command::Lease { .. } | Command::Release => "lease",
             Command::Close => "closed",
             Command::Split { .. } => "split",
             Command::ClearRange { .. } => "clear",
             Command::RaiseGcThreshold { .. } => "gc",
+            Command::Truncate { .. } => "truncate",
         }
     }
 
@@ -351,9 +365,12 @@ impl Entry {
             Command::RaiseFloor { .. } => 8,
             Command::Lease { .. } => 9,
             Command::Close => 10,
-            Command::Split { .. } => 11,
+            Command::Split { born_at: 0, .. } => 11,
             Command::ClearRange { .. } => 12,
             Command::RaiseGcThreshold { .. } => 13,
+            Command::Truncate { .. } => 14,
+            Command::Release => 15,
+            Command::Split { .. } => 16,
         };
         out.extend_from_slice(&[VERSION, kind]);
         put_u64(&mut out, self.term);
@@ -372,11 +389,15 @@ impl Entry {
             Command::Refuse { id } | Command::Probe { id } | Command::Acked { id } => put_id(&mut out, id),
             Command::RaiseFloor { to } | Command::RaiseGcThreshold { to } => put_ts(&mut out, *to),
             Command::Lease { holder } => put_u64(&mut out, u64::from(holder.0)),
-            Command::Close => {}
-            Command::Split { at, right } => {
+            Command::Close | Command::Release => {}
+            Command::Split { at, right, born_at } => {
                 put_bytes(&mut out, at);
                 put_u64(&mut out, right.0);
+                if *born_at > 0 {
+                    put_u64(&mut out, *born_at);
+                }
             }
+            Command::Truncate { upto } => put_u64(&mut out, *upto),
             Command::ClearRange { range } => {
                 put_bytes(&mut out, &range.start);
                 put_bytes(&mut out, &range.end);
@@ -410,9 +431,15 @@ impl Entry {
             8 => Command::RaiseFloor { to: r.ts()? },
             9 => Command::Lease { holder: NodeId(r.u32()?) },
             10 => Command::Close,
-            11 => Command::Split { at: r.key()?, right: ShardId(r.u64()?) },
+            11 => Command::Split { at: r.key()?, right: ShardId(r.u64()?), born_at: 0 },
             12 => Command::ClearRange { range: KeyRange { start: r.key()?, end: r.key()? } },
             13 => Command::RaiseGcThreshold { to: r.ts()? },
+            14 => Command::Truncate { upto: r.u64()? },
+            15 => Command::Release,
+            16 => match (r.key()?, ShardId(r.u64()?), r.u64()?) {
+                (_, _, 0) => return Err(DecodeError::Invalid("first index of a shard's log")),
+                (at, right, born_at) => Command::Split { at, right, born_at },
+            },
             _ => return Err(DecodeError::Invalid("kind of a shard's log entry")),
         };
         r.finish()?;
@@ -504,9 +531,15 @@ mod tests {
             ts().prop_map(|to| Command::RaiseFloor { to }),
             any::<u32>().prop_map(|n| Command::Lease { holder: NodeId(n) }),
             Just(Command::Close),
-            (key(), any::<u64>()).prop_map(|(at, s)| Command::Split { at, right: ShardId(s) }),
+            (key(), any::<u64>(), 0u64..20).prop_map(|(at, s, born_at)| Command::Split {
+                at,
+                right: ShardId(s),
+                born_at
+            }),
             (key(), key()).prop_map(|(a, b)| Command::ClearRange { range: KeyRange::new(a, b) }),
             ts().prop_map(|to| Command::RaiseGcThreshold { to }),
+            any::<u64>().prop_map(|upto| Command::Truncate { upto }),
+            Just(Command::Release),
         ]
     }
 
@@ -527,7 +560,7 @@ mod tests {
         }
 
         #[test]
-        fn garbage_never_panics(mut b: Vec<u8>, kind in 0u8..16) {
+        fn garbage_never_panics(mut b: Vec<u8>, kind in 0u8..20) {
             let _ = Entry::decode(&b.clone().into());
             b.splice(0..0, [VERSION, kind]);
             let _ = Entry::decode(&b.into());

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use isochrone_base::LogIndex;
+use isochrone_base::ids::INIT_INDEX;
+
 /// Settings of a node's shards.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -17,14 +20,21 @@ pub struct Config {
     pub serve_wait_max: Duration,
     /// How far behind the clock the floor follows (R20). Default 60 s.
     pub floor_lag: Duration,
-    /// How far behind the clock the closed timestamp follows. Default 3 s.
+    /// How far behind the clock the closed timestamp follows. Default 700 ms: with the way to other nodes, what they know is
+    /// at most a second old.
     pub closed_lag: Duration,
+    /// How long after the last write, or the last read at a replica, timestamps of a shard with several replicas are
+    /// closed as time goes on, at about one entry a second. Default 10 s.
+    pub closed_keep: Duration,
     /// An idle shard's closed timestamp is written when it would rise by at least this. Default 1 s.
     pub close_step: Duration,
     /// Tombstones of a shard above which the floor follows at `floor_lag_crowded`. Default 200,000 (about 20 MB).
     pub tombstones_crowded: usize,
     /// See `tombstones_crowded`. Default 5 s.
     pub floor_lag_crowded: Duration,
+    /// The right half of a split begins its log behind this index. Default [`INIT_INDEX`]; 0 only under a log layer
+    /// that cannot begin anywhere but at the first index.
+    pub born_at: LogIndex,
 }
 
 impl Default for Config {
@@ -36,10 +46,12 @@ impl Default for Config {
             read_wait_max: Duration::from_secs(30),
             serve_wait_max: Duration::from_secs(5),
             floor_lag: Duration::from_secs(60),
-            closed_lag: Duration::from_secs(3),
+            closed_lag: Duration::from_millis(700),
+            closed_keep: Duration::from_secs(10),
             close_step: Duration::from_secs(1),
             tombstones_crowded: 200_000,
             floor_lag_crowded: Duration::from_secs(5),
+            born_at: INIT_INDEX,
         }
     }
 }

@@ -21,8 +21,10 @@ impl LocalShards {
     /// * recovers transactions with prepares older than `recover_after`, and anchors below the floor that wait for
     ///   acknowledgements (R18, R21);
     /// * renews leases that are being read and have less than half left (R1);
-    /// * closes timestamps of shards that were written to;
-    /// * raises floors where that drops something (R20).
+    /// * closes timestamps of shards that were written to, or are read at replicas (see `follower`);
+    /// * raises floors where that drops something (R20);
+    /// * forgets the locks of shards whose leadership was lost;
+    /// * takes back hand-overs that came to nothing.
     ///
     /// Returns when the entries it proposed were applied, with the first error (the other duties are done
     /// nevertheless, and the next tick does what is left).
@@ -30,7 +32,14 @@ impl LocalShards {
         let now = self.shards.clock.latest();
         let shards = self.shards.all();
         let mut proposed = Vec::new();
+        let mut stuck = Vec::new();
         for shard in &shards {
+            if shard.take_left() {
+                self.locks().forget(&shard.range());
+            }
+            if shard.hand_over_is_stuck() {
+                stuck.push(shard);
+            }
             let (suspects, proposals) = shard.duties(now);
             for suspect in suspects {
                 self.recover(suspect);
@@ -40,6 +49,13 @@ impl LocalShards {
         let mut first = Ok(());
         for p in proposed {
             if let Err(e) = p.await
+                && first.is_ok()
+            {
+                first = Err(e);
+            }
+        }
+        for shard in stuck {
+            if let Err(e) = self.resume_now(shard).await
                 && first.is_ok()
             {
                 first = Err(e);
@@ -74,8 +90,17 @@ impl Shard {
             proposals.push(self.propose_plain(g, lease, now.plus_micros(ahead)));
         }
         g.read_lately = false;
+        if g.repl.newest > g.following.newest_seen {
+            g.following.newest_seen = g.repl.newest;
+            self.want_closed(g);
+        }
+        // F2: what can be told to replicas ends at the read limit.
+        let wanted = self.has_followers(g) && self.clock.monotonic_ns() < g.following.wanted_until_ns;
+        if wanted && now.minus_micros(us(self.config.closed_lag)) > g.repl.read_limit.max(g.limit_proposed) {
+            proposals.push(self.propose_plain(g, Command::Close, now.plus_micros(ahead)));
+        }
         // Only while something was written that is not closed yet.
-        let open = g.repl.newest > g.repl.closed.max(g.closed_proposed);
+        let open = g.repl.newest > g.repl.closed.max(g.closed_logged);
         if open && self.closed_to_carry(g, us(self.config.close_step)) > Timestamp::MIN {
             proposals.push(self.propose_plain(g, Command::Close, Timestamp::MIN));
         }

@@ -10,7 +10,7 @@
 //! everything else goes through the log, and the answer is what application found (R2).
 
 use isochrone_base::limits::LOG_ENTRY_BYTES_MAX;
-use isochrone_base::{Term, Timestamp, TxnId};
+use isochrone_base::{Term, Timestamp, TxnId, bank};
 use isochrone_storage::mvcc;
 
 use crate::api::{AnchorReply, Decision, Error, Mode, Piece, PieceId, Prepared, Record};
@@ -27,8 +27,8 @@ pub(crate) enum Evaluated<T> {
     Answer(T),
     /// Evaluate again when this is gone.
     Blocked(Blocked),
-    /// To be proposed; with the reason if it is a refusal (R12).
-    Propose(Proposal, Option<String>),
+    /// To be proposed; with what to answer if it is a refusal (R12).
+    Propose(Proposal, Option<Prepared>),
 }
 
 /// Takes the latches back when evaluation ends without a proposal.
@@ -84,11 +84,18 @@ fn check(piece: &Piece) -> Result<(), Error> {
 impl Shard {
     /// R12: a refusal that is final once applied.
     fn refuse(&self, g: &mut Inner, piece: &Piece, why: String) -> Evaluated<Prepared> {
+        self.refuse_with(g, piece, Prepared::Refused(why))
+    }
+
+    fn refuse_with(&self, g: &mut Inner, piece: &Piece, answer: Prepared) -> Evaluated<Prepared> {
+        if bank::has("refusal-leaves-no-record") {
+            return Evaluated::Answer(answer);
+        }
         let key =
             find_key(piece.piece, &piece.pieces, piece.writes.first().map(|w| w.key.as_slice())).to_vec();
         let id = PieceId { txn: piece.txn, piece: piece.piece, key, deadline: piece.deadline };
         let seq = g.register(piece.txn, Some((piece.txn, piece.piece)), Vec::new());
-        Evaluated::Propose(self.proposal(g, seq, Command::Refuse { id }, Timestamp::MIN), Some(why))
+        Evaluated::Propose(self.proposal(g, seq, Command::Refuse { id }, Timestamp::MIN), Some(answer))
     }
 
     /// R11, and R13 if `one_step`. `patient`: wait for a foreign prepare instead of refusing (R11.4).
@@ -119,6 +126,7 @@ impl Shard {
                         "piece prepared at {p} cannot be committed in one step"
                     )));
                 }
+                Record::Prepared(_) if bank::has("prepare-evaluated-again") => {}
                 Record::Prepared(p) => return Ok(Evaluated::Answer(Prepared::At(p))),
                 Record::Committed(c) => return Ok(Evaluated::Answer(Prepared::Committed(c))),
                 Record::Aborted => return Ok(Evaluated::Answer(Prepared::Refused("aborted before".into()))),
@@ -130,7 +138,7 @@ impl Shard {
                 return Ok(Evaluated::Blocked(blocked));
             }
             // R11.2
-            if piece.deadline <= g.repl.floor {
+            if piece.deadline <= g.repl.floor && !bank::has("deadline-not-checked") {
                 return Ok(Evaluated::Answer(Prepared::PastDeadline));
             }
             if g.inflight.len() >= INFLIGHT_MAX {
@@ -169,7 +177,7 @@ impl Shard {
         let mut refused = None;
         for w in &piece.writes {
             let at = mvcc::newest_ts(&*self.engine, &w.key).map_err(storage)?.unwrap_or(Timestamp::MIN);
-            if w.seen.is_some_and(|seen| at > seen) {
+            if w.seen.is_some_and(|seen| at > seen) && !bank::has("pushed-over-newer-version") {
                 refused = Some("a row changed since it was read".to_string());
                 break;
             }
@@ -184,39 +192,46 @@ impl Shard {
             let g = &mut *g;
             latched.holds(g)?;
             // R11.6. Closed timestamps in flight count as if they were applied.
+            let closed = match bank::has("closed-ignored") {
+                true => Timestamp::MIN,
+                false => g.repl.closed.max(g.closed_proposed),
+            };
             p = piece
                 .writes
                 .iter()
                 .map(|w| g.cache.highest(&w.key, piece.txn).next())
-                .chain([piece.candidate, g.repl.closed.max(g.closed_proposed).next(), newest.next()])
+                .chain([piece.candidate, closed.next(), newest.next()])
                 .max()
                 .expect("the candidate at least");
-            upto = if one_step || piece.mode == Mode::AtMax { p } else { piece.candidate };
+            let to_p = (one_step || piece.mode == Mode::AtMax) && !bank::has("validated-to-candidate");
+            upto = if to_p { p } else { piece.candidate };
             if p > piece.max_ts {
                 refused.get_or_insert_with(|| {
                     format!("{p} is above the highest timestamp allowed, {}", piece.max_ts)
                 });
             }
-            if one_step && piece.validated_elsewhere && p != piece.candidate {
-                refused.get_or_insert_with(|| format!("pushed to {p} after other shards were validated"));
-            }
+            let pushed = p != piece.candidate && !bank::has("one-step-pushed-after-validation");
+            let pushed = one_step && piece.validated_elsewhere && pushed;
             // R11.7: the cache, and foreign prepares.
             for v in &piece.validate {
                 if v.seen < g.repl.gc_threshold {
                     refused.get_or_insert_with(|| "what was read may have been collected".into());
-                } else if g.standing_in(&v.range, piece.txn, |by| by.p() <= upto).is_some() {
+                } else if !bank::has("validation-ignores-prepares")
+                    && g.standing_in(&v.range, piece.txn, |by| by.p() <= upto).is_some()
+                {
                     refused.get_or_insert_with(|| "another transaction is writing what was read".into());
                 }
             }
-            if let Some(why) = refused {
+            let refused = refused.map(Prepared::Refused).or(pushed.then_some(Prepared::Pushed(p)));
+            if let Some(answer) = refused {
                 drop(g.unregister(latched.seq));
-                let out = self.refuse(g, piece, why);
+                let out = self.refuse_with(g, piece, answer);
                 latched.disarm();
                 return Ok(out);
             }
             for v in &piece.validate {
                 // A written key needs no entry: its own prepare stands there, and its version after that.
-                if !is_written(piece, v) {
+                if !is_written(piece, v) && !bank::has("validation-not-remembered") {
                     g.cache.record_span(&v.range, upto, piece.txn);
                     limit = limit.max(upto);
                 }
@@ -271,6 +286,7 @@ impl Shard {
             Err(blocked) => return Ok(Evaluated::Blocked(blocked)),
         };
         match record {
+            Record::Committed(_) | Record::Aborted if bank::has("later-decision-wins") => {}
             Record::Committed(c) => return Ok(Evaluated::Answer(AnchorReply::Decided(Decision::Commit(c)))),
             Record::Aborted => return Ok(Evaluated::Answer(AnchorReply::Decided(Decision::Abort))),
             Record::None if id.deadline <= g.repl.floor => return Ok(Evaluated::Answer(AnchorReply::Gone)),
@@ -364,6 +380,11 @@ impl Shard {
         Ok(match self.speak(g, id)? {
             Err(blocked) => Evaluated::Blocked(blocked),
             Ok(Record::None) if id.deadline <= g.repl.floor => Evaluated::Answer(Record::Aborted),
+            Ok(Record::None) if bank::has("probe-does-not-block") => Evaluated::Answer(Record::Aborted),
+            Ok(Record::Prepared(_)) if bank::has("probe-removes-a-prepare") => {
+                let command = Command::Probe { id: id.clone() };
+                Evaluated::Propose(self.propose_plain(g, command, Timestamp::MIN), None)
+            }
             Ok(Record::None) => {
                 let command = Command::Probe { id: id.clone() };
                 Evaluated::Propose(self.propose_plain(g, command, Timestamp::MIN), None)
@@ -384,6 +405,11 @@ impl Shard {
         }
         let command = Command::Acked { id: id.clone() };
         Ok(Evaluated::Propose(self.propose_plain(g, command, Timestamp::MIN), None))
+    }
+
+    /// Has somebody else prepared a write of this key, or is about to?
+    pub(crate) fn written_by_other(&self, txn: TxnId, key: &[u8]) -> bool {
+        self.lock().standing_on(key, txn, |_| true).is_some()
     }
 
     /// Has a lock's reader to look again: is something newer there, or about to be? (R5, last sentence.)

@@ -33,6 +33,8 @@ pub enum ApplyResult {
     Applied {
         /// A shard that this entry creates: it is open once `after_write` was called, and needs a group.
         created: Option<ShardId>,
+        /// The shard that it is split from is led by this node.
+        led_here: bool,
     },
     /// Nothing was done: this entry must see the effects of earlier ones in the engine. Write the batch, call
     /// `after_write`, and apply it again with an empty batch.

@@ -1,7 +1,8 @@
 //! What a shard replicates besides versions, and how it lies in the engine.
 //!
-//!     a shard "shard"                      descriptor, floor, GC threshold, lease holder
+//!     a shard "shard"                      descriptor (range, voters), floor, GC threshold, lease holder, truncation
 //!     a shard "applied"                    applied index and term, closed, read limit, highest timestamp
+//!     a shard "installing"                 a snapshot is being installed: what it clears (see `snapshot`)
 //!     r shard deadline txn piece           record: prepared (with its writes), committed, aborted
 //!
 //! The lock space of the commit protocol is the prepared records: each holds its writes, and the keys are indexed in
@@ -29,10 +30,14 @@ use crate::api::{Mode, PieceId, PieceRef, Record, Suspect};
 use crate::command::LoggedPiece;
 
 const VERSION: u8 = 1;
+/// The descriptor's: version 1 had no voters and no truncation.
+const DESCRIPTOR_VERSION: u8 = 2;
 /// Name of the descriptor among a shard's state.
 pub(crate) const SHARD: &[u8] = b"shard";
 /// Name of the progress among a shard's state.
 pub(crate) const APPLIED: &[u8] = b"applied";
+/// Name of the mark of an installation among a shard's state.
+pub(crate) const INSTALLING: &[u8] = b"installing";
 
 /// The order of records.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -155,7 +160,11 @@ impl Tombstone {
 pub(crate) struct Replicated {
     pub(crate) shard: ShardId,
     pub(crate) range: KeyRange,
+    /// The voters of its Raft group; empty in shards of the first builds, whose one node is the voter.
+    pub(crate) voters: Vec<NodeId>,
     pub(crate) epoch: u64,
+    /// No replica needs entries up to here, once a flush of its own holds them.
+    pub(crate) truncate_to: LogIndex,
     pub(crate) floor: Timestamp,
     pub(crate) gc_threshold: Timestamp,
     pub(crate) holder: NodeId,
@@ -174,7 +183,9 @@ impl Replicated {
         Replicated {
             shard,
             range,
+            voters: Vec::new(),
             epoch: 1,
+            truncate_to: 0,
             floor: Timestamp::MIN,
             gc_threshold: Timestamp::MIN,
             holder: NodeId(0),
@@ -202,13 +213,18 @@ impl Replicated {
     }
 
     pub(crate) fn encode_shard(&self) -> Vec<u8> {
-        let mut out = vec![VERSION];
+        let mut out = vec![DESCRIPTOR_VERSION];
         put_bytes(&mut out, &self.range.start);
         put_bytes(&mut out, &self.range.end);
         put_u64(&mut out, self.epoch);
         put_ts(&mut out, self.floor);
         put_ts(&mut out, self.gc_threshold);
         put_u64(&mut out, u64::from(self.holder.0));
+        put_u64(&mut out, self.voters.len() as u64);
+        for node in &self.voters {
+            put_u64(&mut out, u64::from(node.0));
+        }
+        put_u64(&mut out, self.truncate_to);
         out
     }
 
@@ -228,7 +244,8 @@ impl Replicated {
         applied: Bytes,
     ) -> Result<Replicated, DecodeError> {
         let mut r = Reader::new(descriptor);
-        if r.u8()? != VERSION {
+        let version = r.u8()?;
+        if version == 0 || version > DESCRIPTOR_VERSION {
             return Err(DecodeError::Invalid("version of a shard's descriptor"));
         }
         let mut out = Replicated::new(shard, KeyRange { start: r.key()?, end: r.key()? });
@@ -236,6 +253,11 @@ impl Replicated {
         out.floor = r.ts()?;
         out.gc_threshold = r.ts()?;
         out.holder = NodeId(r.u32()?);
+        if version >= 2 {
+            out.voters =
+                (0..r.count(1)?).map(|_| Ok(NodeId(r.u32()?))).collect::<Result<_, DecodeError>>()?;
+            out.truncate_to = r.u64()?;
+        }
         r.finish()?;
         let mut r = Reader::new(applied);
         if r.u8()? != VERSION {
@@ -289,5 +311,31 @@ impl Replicated {
         r.finish()?;
         self.tombstones.insert(key, Tombstone { committed, keep });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_of_the_first_builds_still_open() {
+        let mut new = Replicated::new(ShardId(7), KeyRange::new(*b"a", *b"m"));
+        (new.epoch, new.floor, new.gc_threshold, new.holder) = (3, Timestamp(4), Timestamp(5), NodeId(6));
+        let mut old = new.encode_shard();
+        old[0] = 1;
+        old.truncate(old.len() - 2); // no voters, no truncation
+        let r = Replicated::decode(ShardId(7), old.into(), new.encode_applied().into()).unwrap();
+        assert_eq!((r.range, r.epoch, r.floor), (new.range.clone(), 3, Timestamp(4)));
+        assert_eq!((r.gc_threshold, r.holder, r.voters, r.truncate_to), (Timestamp(5), NodeId(6), vec![], 0));
+        (new.voters, new.truncate_to) = (vec![NodeId(1), NodeId(300)], 99);
+        let r =
+            Replicated::decode(ShardId(7), new.encode_shard().into(), new.encode_applied().into()).unwrap();
+        assert_eq!((r.voters, r.truncate_to), (new.voters.clone(), 99));
+        for version in [0, 3] {
+            let mut bad = new.encode_shard();
+            bad[0] = version;
+            assert!(Replicated::decode(ShardId(7), bad.into(), new.encode_applied().into()).is_err());
+        }
     }
 }

@@ -1,9 +1,12 @@
 //! The shards of this node as a [`ShardClient`]: routes by key, evaluates on the caller's thread, waits for what stands in
 //! the way (bounded), proposes, and answers with what application found.
 //!
+//! Where to go with a request that this node cannot serve is the business of whoever routes between nodes
+//! ([`Routing::Cluster`]): it hears so at once. A node that is the whole cluster waits instead ([`Routing::Alone`]).
+//!
 //! The fast path of a read returns a future that is ready: no task, no hop, no timer (D15).
 //!
-//! How it fails: `NotServed` when nothing was done and asking again may help; `Ambiguous` when an entry may be logged
+//! How it fails: `NotServed` and `NotLeader` when nothing was done and asking again may help; `Ambiguous` when an entry may be logged
 //! whose outcome was not heard; `Stopped` when the log or the storage has failed. A request whose future is dropped
 //! leaves its proposal in flight, until it is applied or the term is over (S3).
 //!
@@ -13,21 +16,21 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use isochrone_base::{Key, KeyRange, ShardId, Timestamp, TxnId};
+use isochrone_base::{Key, KeyRange, LogIndex, ShardId, Timestamp, TxnId};
 use isochrone_env::Timer;
 
 use crate::api::{
-    AnchorReply, BoxFuture, Decision, Error, Locked, Page, Piece, PieceId, Prepared, ReadAs, ReadSpan,
-    Record, Recover, Seen, ShardClient,
+    AnchorReply, BoxFuture, Decision, Error, LockMode, Locked, Page, Piece, PieceId, Prepared, ReadAs,
+    ReadSpan, Record, Recover, Seen, ShardClient,
 };
 use crate::command::{Command, find_key};
 use crate::config::us;
 use crate::evaluate::Evaluated;
-use crate::locks::LockManager;
+use crate::locks::{LockManager, Owner, TryLock};
 use crate::outcome::Outcome;
 use crate::proposer::{ProposeError, Proposer};
 use crate::read::Step;
-use crate::shard::{Blocked, LIMIT, Proposal, Shard};
+use crate::shard::{Blocked, LIMIT, Obstacle, Proposal, Shard};
 use crate::shards::Shards;
 
 /// Pause before a request that was not served is routed again.
@@ -40,17 +43,28 @@ const FUTURE_MAX_US: u64 = 10_000_000;
 const ATTEMPTS_MAX: usize = 32;
 
 /// How long a request still waits.
-struct Patience {
+pub(crate) struct Patience {
     /// By the clock.
     until: Timestamp,
     /// Slept out, whatever the clock says.
     left: Duration,
 }
 
+/// What becomes of a request for a shard that this node does not serve.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Routing {
+    /// There is nobody else to ask: it is asked again here, for `serve_wait_max`. Never answers `NotLeader`.
+    Alone,
+    /// It is answered `NotLeader` or `NotServed` at once. What is waited for: the first entry of a term that this
+    /// node leads, and the renewal of its lease.
+    Cluster,
+}
+
 /// See the module.
 pub struct LocalShards {
     pub(crate) shards: Arc<Shards>,
     pub(crate) proposer: Arc<dyn Proposer>,
+    routing: Routing,
     timer: Arc<dyn Timer>,
     locks: LockManager,
     recover: OnceLock<Arc<dyn Recover>>,
@@ -58,9 +72,14 @@ pub struct LocalShards {
 
 impl LocalShards {
     /// A client of the shards of this node.
-    pub fn new(shards: Arc<Shards>, proposer: Arc<dyn Proposer>, timer: Arc<dyn Timer>) -> LocalShards {
+    pub fn new(
+        shards: Arc<Shards>,
+        proposer: Arc<dyn Proposer>,
+        timer: Arc<dyn Timer>,
+        routing: Routing,
+    ) -> LocalShards {
         let locks = LockManager::new(timer.clone());
-        LocalShards { shards, proposer, timer, locks, recover: OnceLock::new() }
+        LocalShards { shards, proposer, routing, timer, locks, recover: OnceLock::new() }
     }
 
     /// Who recovers suspected transactions (R18). Until it is set, nobody does. The second call is ignored. (It keeps
@@ -91,12 +110,20 @@ impl LocalShards {
             .ok_or_else(|| Error::NotServed(format!("no shard of this node holds key {key:02x?}")))
     }
 
-    fn patience(&self, wait_max: Duration) -> Patience {
+    /// A shard's answer as this client's callers hear it.
+    pub(crate) fn heard<T>(&self, answer: Result<T, Error>) -> Result<T, Error> {
+        answer.map_err(|e| match e {
+            Error::NotLeader { .. } if self.routing == Routing::Alone => Error::NotServed(e.to_string()),
+            e => e,
+        })
+    }
+
+    pub(crate) fn patience(&self, wait_max: Duration) -> Patience {
         Patience { until: self.shards.clock.latest().plus_micros(us(wait_max)), left: wait_max }
     }
 
     /// Waits until the obstacle is gone, a while at most. False: patience is at its end.
-    async fn wait(&self, blocked: Blocked, patience: &mut Patience) -> bool {
+    pub(crate) async fn wait(&self, blocked: Blocked, patience: &mut Patience) -> bool {
         let recover_after = self.shards.config.recover_after;
         let now = self.shards.clock.latest();
         if patience.left.is_zero() || now >= patience.until {
@@ -126,6 +153,9 @@ impl LocalShards {
 
     /// After "not served": may the request be routed again?
     async fn again(&self, patience: &mut Patience) -> bool {
+        if self.routing == Routing::Cluster {
+            return false;
+        }
         if patience.left.is_zero() || self.shards.clock.latest() >= patience.until {
             return false;
         }
@@ -163,10 +193,9 @@ impl LocalShards {
                 }),
                 Err(ProposeError::NotLeader) => {
                     shard.not_logged(term, seq);
-                    Err(Error::NotServed(format!(
-                        "this node does not lead shard {} in term {term}",
-                        shard.id()
-                    )))
+                    // Who leads instead this node has heard already, or will hear in a moment.
+                    let leader = shard.lock().leader.filter(|n| *n != shard.node);
+                    self.heard(Err(Error::NotLeader { shard: shard.id(), leader }))
                 }
                 Err(ProposeError::Overloaded) => {
                     shard.not_logged(term, seq);
@@ -182,7 +211,7 @@ impl LocalShards {
     async fn raise_limit(&self, shard: &Shard, ts: Timestamp, patience: &mut Patience) -> Result<(), Error> {
         let mut alone = false;
         loop {
-            match shard.evaluate_limit(ts, alone)? {
+            match self.heard(shard.evaluate_limit(ts, alone))? {
                 Evaluated::Answer(()) => return Ok(()),
                 Evaluated::Blocked(b) => {
                     // Somebody else's renewal is in flight; if it does not come, ours will.
@@ -218,6 +247,7 @@ impl LocalShards {
         route: impl Fn() -> Result<Arc<Shard>, Error>,
         attempt: impl Fn() -> Result<Step<T>, Error>,
     ) -> Result<T, Error> {
+        let mut lease = self.patience(self.shards.config.serve_wait_max);
         let mut patience = self.patience(self.shards.config.read_wait_max);
         let mut serve = self.patience(self.shards.config.serve_wait_max);
         let mut step = first;
@@ -225,8 +255,9 @@ impl LocalShards {
             match step {
                 Ok(Step::Done(value)) => return Ok(value),
                 Ok(Step::Blocked(b)) => {
-                    let why = b.why;
-                    if !self.wait(b, &mut patience).await {
+                    let why = b.what.words();
+                    let patience = if b.what == Obstacle::Lease { &mut lease } else { &mut patience };
+                    if !self.wait(b, patience).await {
                         return Err(Error::NotServed(format!("waited too long for {why}")));
                     }
                 }
@@ -276,17 +307,21 @@ impl LocalShards {
                     return Err(e);
                 }
             };
-            let (proposal, refusal) = match shard.evaluate(&piece, one_step, patient) {
+            let (proposal, refusal) = match self.heard(shard.evaluate(&piece, one_step, patient)) {
                 Ok(Evaluated::Answer(answer)) => return Ok(answer),
                 Ok(Evaluated::Propose(proposal, refusal)) => (proposal, refusal),
-                Ok(Evaluated::Blocked(b)) if b.on_key => {
+                Ok(Evaluated::Blocked(b)) if b.what.on_key() => {
                     patient = self.wait(b, &mut patience).await;
                     continue;
                 }
                 Ok(Evaluated::Blocked(b)) => {
-                    let why = b.why;
+                    let what = b.what;
                     if !self.wait(b, &mut copy).await {
-                        return Err(Error::Ambiguous(format!("waited too long for {why}")));
+                        let why = format!("waited too long for {}", what.words());
+                        return Err(match what {
+                            Obstacle::Copy => Error::Ambiguous(why),
+                            _ => Error::NotServed(why),
+                        });
                     }
                     continue;
                 }
@@ -302,15 +337,15 @@ impl LocalShards {
                 Ok(Outcome::Record(Record::Prepared(p))) if !one_step => return Ok(Prepared::At(p)),
                 Ok(Outcome::Record(Record::Committed(c))) => return Ok(Prepared::Committed(c)),
                 Ok(Outcome::Record(Record::Aborted)) => {
-                    return Ok(Prepared::Refused(
-                        refusal.unwrap_or_else(|| "aborted by somebody else".into()),
-                    ));
+                    return Ok(
+                        refusal.unwrap_or_else(|| Prepared::Refused("aborted by somebody else".into()))
+                    );
                 }
                 Ok(Outcome::PastDeadline) => return Ok(Prepared::PastDeadline),
                 Ok(Outcome::Rejected(_)) => {}
-                Ok(Outcome::StaleTerm) | Err(Error::NotServed(_)) => {
+                found @ (Ok(Outcome::StaleTerm) | Err(Error::NotServed(_))) => {
                     if !self.again(&mut serve).await {
-                        return Err(Error::NotServed("leadership changed".into()));
+                        return Err(found.err().unwrap_or(Error::NotServed("leadership changed".into())));
                     }
                 }
                 Ok(other) => return Err(Error::Invalid(format!("application answered {other:?}"))),
@@ -329,10 +364,11 @@ impl LocalShards {
     ) -> Result<T, Error> {
         let mut patience = self.patience(self.shards.config.serve_wait_max);
         for _ in 0..ATTEMPTS_MAX * 1_000 {
-            let error = match self.route(key).and_then(|shard| Ok((evaluate(&shard)?, shard))) {
+            let evaluated = self.route(key).and_then(|shard| Ok((evaluate(&shard)?, shard)));
+            let error = match self.heard(evaluated) {
                 Ok((Evaluated::Answer(known), _)) => return Ok(known),
                 Ok((Evaluated::Blocked(b), _)) => {
-                    let why = b.why;
+                    let why = b.what.words();
                     if self.wait(b, &mut patience).await {
                         continue;
                     }
@@ -365,7 +401,10 @@ impl LocalShards {
         let mut patience = self.patience(self.shards.config.serve_wait_max);
         loop {
             let shard = self.route(at)?;
-            let proposal = match shard.evaluate_split(at, right)? {
+            if self.shards.get(right).is_some_and(|s| s.range().start != at) {
+                return Err(Error::Invalid(format!("a shard {right} exists")));
+            }
+            let proposal = match self.heard(shard.evaluate_split(at, right))? {
                 Evaluated::Answer(Some(suspect)) => {
                     self.recover(suspect);
                     return Err(Error::Conflict("an unresolved prepare lies across the split point".into()));
@@ -392,7 +431,7 @@ impl LocalShards {
     /// # Errors
     /// As for every request; what was removed stays removed, and asking again goes on.
     pub async fn clear_range(&self, range: &KeyRange) -> Result<(), Error> {
-        for mut part in self.shards.cut(range) {
+        for mut part in self.cut(range)? {
             loop {
                 let command = Command::ClearRange { range: part.clone() };
                 let rest = self
@@ -414,7 +453,7 @@ impl LocalShards {
         Ok(())
     }
 
-    /// Raises the GC threshold of every shard of this node: nothing below can be read from then on. It never passes an
+    /// Raises the GC threshold of every shard that this node leads: nothing below can be read from then on. It never passes an
     /// unresolved prepare. The caller keeps it below every protected timestamp.
     ///
     /// # Errors
@@ -422,22 +461,120 @@ impl LocalShards {
     pub async fn raise_gc_threshold(&self, to: Timestamp) -> Result<(), Error> {
         for range in self.shards.ranges(&KeyRange::all()) {
             let command = Command::RaiseGcThreshold { to };
-            self.logged(&range.start, |s| s.evaluate_plain(command.clone()), |_| Ok(())).await?;
+            match self.logged(&range.start, |s| s.evaluate_plain(command.clone()), |_| Ok(())).await {
+                // Another node leads it, and does the same.
+                Err(Error::NotLeader { .. }) => {}
+                done => done?,
+            }
         }
         Ok(())
     }
 
-    fn try_get(&self, who: ReadAs, key: &[u8]) -> Result<Step<Option<Seen>>, Error> {
-        self.route(key)?.get(who, key)
+    /// Agrees with all replicas that nobody needs the log of a shard up to `upto`. The caller knows how far they are,
+    /// and what their flushes hold. Done when it is applied here; nothing is logged if it says nothing new.
+    ///
+    /// # Errors
+    /// As for every request.
+    pub async fn propose_truncate(&self, shard: ShardId, upto: LogIndex) -> Result<(), Error> {
+        let s = self.shards.get(shard);
+        let s = s.ok_or_else(|| Error::NotServed(format!("shard {shard} is not on this node")))?;
+        let proposal = match self.heard(s.evaluate_truncate(upto))? {
+            Evaluated::Answer(()) => return Ok(()),
+            Evaluated::Blocked(b) => return Err(Error::NotServed(b.what.words().into())),
+            Evaluated::Propose(p, _) => p,
+        };
+        match self.propose(&s, proposal).await? {
+            Outcome::Done => Ok(()),
+            _ => Err(Error::NotServed("leadership changed".into())),
+        }
     }
 
-    fn scan_route(&self, range: &KeyRange, reverse: bool) -> Result<Arc<Shard>, Error> {
+    /// The parts of a range by shard. What is not here at all must not be passed over silently.
+    fn cut(&self, range: &KeyRange) -> Result<Vec<KeyRange>, Error> {
+        let parts = self.shards.cut(range);
+        let ends = parts.first().is_some_and(|p| p.start == range.start)
+            && parts.last().is_some_and(|p| p.end == range.end)
+            && parts.windows(2).all(|p| p[0].end == p[1].start);
+        if !ends && !range.is_empty() {
+            return Err(Error::NotServed(format!("this node does not hold all of {range:02x?}")));
+        }
+        Ok(parts)
+    }
+
+    fn try_get(&self, who: ReadAs, key: &[u8]) -> Result<Step<Option<Seen>>, Error> {
+        let shard = self.route(key)?;
+        match shard.get(who, key) {
+            // R6: it may be old enough for any replica.
+            Err(e @ Error::NotLeader { .. }) => {
+                self.heard(shard.get_as_replica(who, key).map(Step::Done).map_err(|_| e))
+            }
+            answer => self.heard(answer),
+        }
+    }
+
+    fn try_scan(
+        &self,
+        who: ReadAs,
+        range: &KeyRange,
+        reverse: bool,
+        rows_max: usize,
+        bytes_max: usize,
+    ) -> Result<Step<Page>, Error> {
+        let shard = self.scan_route(range, reverse)?;
+        match shard.scan(who, range, reverse, rows_max, bytes_max) {
+            Err(e @ Error::NotLeader { .. }) => {
+                let page = shard.scan_as_replica(who, range, reverse, rows_max, bytes_max);
+                self.heard(page.map(Step::Done).map_err(|_| e))
+            }
+            answer => self.heard(answer),
+        }
+    }
+
+    pub(crate) fn scan_route(&self, range: &KeyRange, reverse: bool) -> Result<Arc<Shard>, Error> {
         if !reverse {
             return self.route(&range.start);
         }
         self.shards
             .of_end(range)
             .ok_or_else(|| Error::NotServed(format!("no shard of this node holds {range:02x?}")))
+    }
+}
+
+impl LocalShards {
+    /// [`ShardClient::lock`] for a transaction that another node may coordinate.
+    pub fn lock_for<'a>(
+        &'a self,
+        owner: Owner,
+        key: &'a [u8],
+        mode: LockMode,
+        read_ts: Timestamp,
+        wait_max: Duration,
+    ) -> BoxFuture<'a, Result<Locked, Error>> {
+        let txn = owner.txn;
+        let moved = move || self.heard(self.route(key).and_then(|s| s.moved_since(txn, key, read_ts)));
+        let after = move |waited: bool| match moved() {
+            Ok(moved) => Ok(Locked { waited: waited || moved }),
+            Err(e) => {
+                self.locks.unlock(txn, &[key.to_vec()]);
+                Err(e)
+            }
+        };
+        let shard = match self.heard(self.route(key).and_then(|s| s.served(&s.lock()).map(|_| s.clone()))) {
+            Ok(shard) => shard,
+            Err(e) => return ready(Err(e)), // what stands in the lock table belongs to an earlier leadership
+        };
+        match self.locks.try_lock(owner, key, mode) {
+            TryLock::Granted if wait_max.is_zero() && shard.written_by_other(txn, key) => {
+                self.locks.unlock(txn, &[key.to_vec()]);
+                ready(Err(Error::LockTimeout(Duration::ZERO)))
+            }
+            TryLock::Granted | TryLock::Held => ready(after(false)),
+            TryLock::Busy if wait_max.is_zero() => ready(Err(Error::LockTimeout(Duration::ZERO))),
+            TryLock::Busy => Box::pin(async move {
+                let now = self.shards.clock.latest();
+                after(self.locks.lock(owner, key, mode, wait_max, now).await?)
+            }),
+        }
     }
 }
 
@@ -478,7 +615,7 @@ impl ShardClient for LocalShards {
             return ready(Ok(Page::default()));
         }
         let route = move || self.scan_route(range, reverse);
-        let attempt = move || route()?.scan(who, range, reverse, rows_max, bytes_max);
+        let attempt = move || self.try_scan(who, range, reverse, rows_max, bytes_max);
         let first = attempt();
         if unfinished(&first) {
             return Box::pin(self.read(first, route, attempt));
@@ -490,20 +627,12 @@ impl ShardClient for LocalShards {
         &'a self,
         txn: TxnId,
         key: &'a [u8],
+        mode: LockMode,
         read_ts: Timestamp,
         wait_max: Duration,
     ) -> BoxFuture<'a, Result<Locked, Error>> {
-        let after = move |waited: bool| match self.route(key).and_then(|s| s.moved_since(txn, key, read_ts)) {
-            Ok(moved) => Ok(Locked { waited: waited || moved }),
-            Err(e) => {
-                self.locks.unlock(txn, &[key.to_vec()]);
-                Err(e)
-            }
-        };
-        if self.locks.try_lock(txn, key) {
-            return ready(after(false));
-        }
-        Box::pin(async move { after(self.locks.lock(txn, key, wait_max).await?) })
+        let owner = Owner { txn, gateway: self.shards.node };
+        self.lock_for(owner, key, mode, read_ts, wait_max)
     }
 
     fn unlock(&self, txn: TxnId, keys: &[Key]) {
@@ -526,7 +655,7 @@ impl ShardClient for LocalShards {
                     if shard_range.contains_range(&s.range) {
                         here.push(s);
                     } else if s.range.overlaps(&shard_range) {
-                        let parts = self.shards.cut(&s.range);
+                        let parts = self.cut(&s.range)?;
                         rest.extend(parts.into_iter().map(|range| ReadSpan { range, seen: s.seen }));
                     } else {
                         rest.push(s);
@@ -534,7 +663,7 @@ impl ShardClient for LocalShards {
                 }
                 if let Some(first) = here.first() {
                     let key = first.range.start.clone();
-                    let attempt = || self.route(&key)?.validate(txn, &here, ts);
+                    let attempt = || self.heard(self.route(&key)?.validate(txn, &here, ts));
                     self.read(attempt(), || self.route(&key), attempt).await?;
                 }
                 todo = rest;
@@ -623,12 +752,7 @@ impl Shard {
             return Err(Error::Invalid(format!("timestamp {ts} is too far in the future")));
         }
         if g.limit_proposed >= ts && !alone {
-            return Ok(Evaluated::Blocked(Blocked {
-                gone: g.wait(LIMIT),
-                suspect: None,
-                why: "the renewal of the lease",
-                on_key: false,
-            }));
+            return Ok(Evaluated::Blocked(g.blocked(LIMIT, Obstacle::Renewal)));
         }
         let lease = Command::Lease { holder: self.node };
         Ok(Evaluated::Propose(self.propose_plain(g, lease, ts), None))
@@ -642,6 +766,14 @@ impl Shard {
             return Ok(Evaluated::Blocked(self.wait_serving(g)));
         }
         Ok(Evaluated::Propose(self.propose_plain(g, command, Timestamp::MIN), None))
+    }
+
+    /// Nothing to do where the log may be dropped that far already.
+    pub(crate) fn evaluate_truncate(&self, upto: LogIndex) -> Result<Evaluated<()>, Error> {
+        if self.served(&self.lock())?.is_some() && self.lock().repl.truncate_to >= upto {
+            return Ok(Evaluated::Answer(()));
+        }
+        self.evaluate_plain(Command::Truncate { upto })
     }
 
     /// `Answer(None)`: the key starts a shard already. `Answer(Some)`: who stands in the way.
@@ -665,7 +797,7 @@ impl Shard {
         if let Some(p) = across {
             return Ok(Evaluated::Answer(Some(p.suspect())));
         }
-        let command = Command::Split { at: at.to_vec(), right };
+        let command = Command::Split { at: at.to_vec(), right, born_at: self.config.born_at };
         Ok(Evaluated::Propose(self.propose_plain(g, command, Timestamp::MIN), None))
     }
 }

@@ -8,8 +8,9 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
+use isochrone_base::ids::{INIT_INDEX, INIT_TERM};
 use isochrone_base::{
     Bytes, Key, KeyRange, LogIndex, NodeId, PieceNo, ShardId, Term, Timestamp, TxnId, keyspace,
 };
@@ -20,8 +21,9 @@ use isochrone_storage::{Engine, WriteBatch};
 use crate::api::{Mode, PieceRef, Record};
 use crate::config::Config;
 use crate::outcome::{ApplyError, ApplyResult, OpenError};
-use crate::record::{APPLIED, Replicated, SHARD};
+use crate::record::{APPLIED, INSTALLING, Replicated, SHARD};
 use crate::shard::{Shard, ShardState};
+use crate::snapshot::decode_mark;
 
 /// [`Shards::apply_entries`] writes a batch when it holds this much.
 const BATCH_BYTES_MAX: usize = 4 << 20;
@@ -36,6 +38,27 @@ pub struct ShardMeta {
     /// Counts the changes of its range.
     pub epoch: u64,
     /// Last applied index that the engine holds.
+    pub applied: LogIndex,
+    /// Term of that entry.
+    pub applied_term: Term,
+    /// The voters of its group.
+    pub voters: Vec<NodeId>,
+    /// No replica needs its log up to here; each truncates as far as its own flushes allow.
+    pub truncate_to: LogIndex,
+    /// A split has just made it, and its left half is led here: no other node is nearer to leading it.
+    pub campaign: bool,
+}
+
+/// A shard of a new cluster.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewShard {
+    /// Its id.
+    pub shard: ShardId,
+    /// Its keys.
+    pub range: KeyRange,
+    /// The voters of its group, itself among them.
+    pub voters: Vec<NodeId>,
+    /// Its log begins at the next index.
     pub applied: LogIndex,
 }
 
@@ -65,17 +88,24 @@ pub struct RecordInfo {
 }
 
 #[derive(Default)]
-struct Map {
-    by_id: BTreeMap<ShardId, Arc<Shard>>,
+pub(crate) struct Map {
+    pub(crate) by_id: BTreeMap<ShardId, Arc<Shard>>,
     /// By first key; with the first key behind.
     by_start: BTreeMap<Key, (Arc<Shard>, Key)>,
+    /// Snapshots under way, and those that a crash or damage interrupted: the keys whose versions nobody can trust.
+    pub(crate) installing: BTreeMap<ShardId, Vec<KeyRange>>,
 }
 
 impl Map {
-    fn insert(&mut self, shard: Arc<Shard>) {
+    pub(crate) fn insert(&mut self, shard: Arc<Shard>) {
         let range = shard.range();
         self.by_id.insert(shard.id(), shard.clone());
         self.by_start.insert(range.start, (shard, range.end));
+    }
+
+    pub(crate) fn remove(&mut self, shard: ShardId) {
+        self.by_id.remove(&shard);
+        self.by_start.retain(|_, (s, _)| s.id() != shard);
     }
 
     fn at(&self, key: &[u8]) -> Option<(&Key, &(Arc<Shard>, Key))> {
@@ -86,6 +116,35 @@ impl Map {
     }
 }
 
+impl Shard {
+    pub(crate) fn meta(&self) -> ShardMeta {
+        let g = self.lock();
+        ShardMeta {
+            shard: self.id,
+            range: g.repl.range.clone(),
+            epoch: g.repl.epoch,
+            applied: g.written,
+            applied_term: g.repl.applied_term,
+            voters: self.voters(&g),
+            truncate_to: g.repl.truncate_to,
+            campaign: false,
+        }
+    }
+}
+
+/// Takes in all records of a shard.
+pub(crate) fn load_records(engine: &dyn Engine, repl: &mut Replicated) -> Result<(), OpenError> {
+    let prefix = mvcc::record_prefix(repl.shard);
+    for row in engine.scan(&KeyRange::prefix(&prefix), false) {
+        let (key, value) = row?;
+        // Records are kept: a copy, so that no block of the engine's cache is held.
+        let value = Bytes::copy_from_slice(&value);
+        repl.load_record(key.slice(prefix.len()..), value)
+            .map_err(|e| OpenError::Damaged(repl.shard, e.to_string()))?;
+    }
+    Ok(())
+}
+
 /// See the module.
 pub struct Shards {
     pub(crate) engine: Arc<dyn Engine>,
@@ -93,29 +152,39 @@ pub struct Shards {
     pub(crate) clock: Arc<Hlc>,
     pub(crate) config: Arc<Config>,
     map: RwLock<Map>,
+    /// Held while a snapshot is installed: one at a time.
+    pub(crate) installs: Mutex<()>,
 }
 
 impl Shards {
-    /// The shards of a new cluster: system and catalog in the first, user tables in the second (design D17).
-    pub fn initial() -> Vec<(ShardId, KeyRange)> {
+    /// The shards of a new cluster: system and catalog in the first, user tables in the second (design D17), all with
+    /// the same voters.
+    pub fn initial(voters: &[NodeId]) -> Vec<NewShard> {
         let user = keyspace::first_user_key();
-        vec![
-            (ShardId(1), KeyRange::new(Key::new(), user.clone())),
-            (ShardId(2), KeyRange::new(user, Key::new())),
-        ]
+        let ranges = [KeyRange::new(Key::new(), user.clone()), KeyRange::new(user, Key::new())];
+        let shard = |(id, range)| NewShard {
+            shard: ShardId(id),
+            range,
+            voters: voters.to_vec(),
+            applied: INIT_INDEX,
+        };
+        (1..).zip(ranges).map(shard).collect()
     }
 
     /// Writes the first descriptors into an empty engine.
     ///
     /// # Errors
     /// `NotEmpty` if there are shards already.
-    pub fn bootstrap(engine: &dyn Engine, initial: &[(ShardId, KeyRange)]) -> Result<(), OpenError> {
+    pub fn bootstrap(engine: &dyn Engine, initial: &[NewShard]) -> Result<(), OpenError> {
         if engine.scan(&Space::State.all(), false).next().transpose()?.is_some() {
             return Err(OpenError::NotEmpty);
         }
         let mut batch = WriteBatch::new();
-        for (shard, range) in initial {
-            let repl = Replicated::new(*shard, range.clone());
+        for new in initial {
+            let mut repl = Replicated::new(new.shard, new.range.clone());
+            repl.voters = new.voters.clone();
+            (repl.applied, repl.truncate_to) = (new.applied, new.applied);
+            repl.applied_term = if new.applied == 0 { 0 } else { INIT_TERM };
             repl.put_shard(&mut batch);
             repl.put_applied(&mut batch);
         }
@@ -143,6 +212,11 @@ impl Shards {
             match name {
                 n if n == SHARD => entry.0 = Some(value),
                 n if n == APPLIED => entry.1 = Some(value),
+                n if n == INSTALLING => {
+                    let id = ShardId(u64::from_be_bytes(*id));
+                    let ranges = decode_mark(value).map_err(|e| OpenError::Damaged(id, e.to_string()))?;
+                    map.installing.insert(id, ranges);
+                }
                 _ => {}
             }
         }
@@ -153,22 +227,21 @@ impl Shards {
             let applied =
                 applied.ok_or_else(|| OpenError::Damaged(id, "its applied index is missing".into()))?;
             let mut repl = Replicated::decode(id, descriptor, applied).map_err(damaged)?;
-            let prefix = mvcc::record_prefix(id);
-            for row in engine.scan(&KeyRange::prefix(&prefix), false) {
-                let (key, value) = row?;
-                // Records are kept: a copy, so that no block of the engine's cache is held.
-                let value = Bytes::copy_from_slice(&value);
-                repl.load_record(key.slice(prefix.len()..), value).map_err(damaged)?;
-            }
+            load_records(&*engine, &mut repl)?;
             // Read limits only here: later they would drive the clock, and with it every commit, ahead of time.
             clock.update(repl.newest.max(repl.read_limit).max(repl.closed));
             map.insert(Arc::new(Shard::new(repl, engine.clone(), clock.clone(), node, config.clone())));
         }
-        Ok(Arc::new(Shards { engine, node, clock, config, map: RwLock::new(map) }))
+        let map = RwLock::new(map);
+        Ok(Arc::new(Shards { engine, node, clock, config, map, installs: Mutex::new(()) }))
     }
 
-    fn read_map(&self) -> std::sync::RwLockReadGuard<'_, Map> {
+    pub(crate) fn read_map(&self) -> std::sync::RwLockReadGuard<'_, Map> {
         self.map.read().expect("nothing panics while the shard map is held")
+    }
+
+    pub(crate) fn write_map(&self) -> std::sync::RwLockWriteGuard<'_, Map> {
+        self.map.write().expect("nothing panics while the shard map is held")
     }
 
     /// This node.
@@ -179,14 +252,12 @@ impl Shards {
     /// All shards, by id. The applied indexes are in the engine when this returns: who truncates logs takes them first and
     /// `Engine::written_seq` afterwards, and has a pair that holds.
     pub fn list(&self) -> Vec<ShardMeta> {
-        self.all()
-            .iter()
-            .map(|s| {
-                let g = s.lock();
-                let (range, epoch) = (g.repl.range.clone(), g.repl.epoch);
-                ShardMeta { shard: s.id, range, epoch, applied: g.written }
-            })
-            .collect()
+        self.all().iter().map(|s| s.meta()).collect()
+    }
+
+    /// The shards that this node leads, by id, with the terms. They may not serve yet.
+    pub fn leading(&self) -> Vec<(ShardId, Term)> {
+        self.all().iter().map(|s| (s.id, s.lock().term)).filter(|(_, term)| *term != 0).collect()
     }
 
     /// All shards, by id.
@@ -240,10 +311,18 @@ impl Shards {
         }
     }
 
-    /// This node does not lead the shard (any more).
-    pub fn follow(&self, shard: ShardId) {
+    /// D9: this node, which leads the shard in this term, may serve reads while the monotonic clock is below
+    /// `until_ns`; `u64::MAX`: as long as it leads (it is the only voter). The last call counts, also when it is lower.
+    pub fn lease(&self, shard: ShardId, term: Term, until_ns: u64) {
         if let Some(s) = self.get(shard) {
-            s.follow();
+            s.lease(term, until_ns);
+        }
+    }
+
+    /// This node does not lead the shard (any more); `leader` does, as far as is known.
+    pub fn follow(&self, shard: ShardId, leader: Option<NodeId>) {
+        if let Some(s) = self.get(shard) {
+            s.follow(leader);
         }
     }
 
@@ -275,17 +354,17 @@ impl Shards {
             term,
             reason: "no such shard on this node".into(),
         })?;
-        s.apply(index, term, payload, batch, &|id| self.get(id).is_some())
+        s.apply(index, term, payload, batch, &|id| self.get(id).map(|s| s.range()))
     }
 
     /// The batch that holds the entries of this shard up to `index` is visible in the engine.
     pub fn after_write(&self, shard: ShardId, index: LogIndex) {
         let Some(s) = self.get(shard) else { return };
-        let created = s.after_write(index);
-        if created.is_empty() {
+        let (created, shrunk) = s.after_write(index);
+        if !shrunk {
             return;
         }
-        let mut map = self.map.write().expect("nothing panics while the shard map is held");
+        let mut map = self.write_map();
         for new in created {
             map.insert(new);
         }
@@ -324,8 +403,8 @@ impl Shards {
         for (index, term, payload) in entries {
             loop {
                 match self.apply(shard, *index, *term, payload, &mut batch)? {
-                    ApplyResult::Applied { created: new } => {
-                        created.extend(new);
+                    ApplyResult::Applied { created: new, led_here } => {
+                        created.extend(new.map(|shard| (shard, led_here)));
                         break;
                     }
                     ApplyResult::Cut => flush(&mut batch, done, *term)?,
@@ -339,7 +418,8 @@ impl Shards {
         if let Some((index, term, _)) = entries.last() {
             flush(&mut batch, *index, *term)?;
         }
-        Ok(self.list().into_iter().filter(|m| created.contains(&m.shard)).collect())
+        let meta = |(id, campaign)| Some(ShardMeta { campaign, ..self.get(id)?.meta() });
+        Ok(created.into_iter().filter_map(meta).collect())
     }
 
     /// One bounded pass of garbage collection below the shard's threshold; `resume` is what the pass before returned.
@@ -356,6 +436,9 @@ impl Shards {
         let _applying = s.applying.lock().expect("nothing panics while entries are applied");
         let (range, threshold) = {
             let g = s.lock();
+            if g.retired {
+                return Ok(None);
+            }
             (g.repl.range.clone(), g.repl.gc_threshold)
         };
         let progress = mvcc::gc(&*self.engine, &range, threshold, mvcc::GcBudget::default(), resume)?;
@@ -366,6 +449,11 @@ impl Shards {
     /// The state of every shard, by id.
     pub fn states(&self) -> Vec<ShardState> {
         self.all().iter().map(|s| s.state()).collect()
+    }
+
+    /// The same without asking the engine how large they are (`bytes` is 0): for who asks often.
+    pub fn states_light(&self) -> Vec<ShardState> {
+        self.all().iter().map(|s| s.state_light()).collect()
     }
 
     /// Records, at most `max`: prepared ones first.

@@ -64,7 +64,7 @@ fn a_read_is_not_answered_by_who_has_lost_the_lease() {
     w.put(1, "a", "1");
     w.get(2, "a", w.now()).unwrap();
     let shards = w.shards.clone();
-    w.hooked.at_read(1, move || shards.follow(LEFT));
+    w.hooked.at_read(1, move || shards.follow(LEFT, None));
     assert!(matches!(w.get(2, "a", w.now()), Err(Error::NotServed(_))), "D9");
 }
 
@@ -131,8 +131,9 @@ fn an_evaluation_that_loses_its_term_leaves_nothing_behind() {
     let w = World::new();
     let shards = w.shards.clone();
     w.hooked.at_read(1, move || {
-        shards.follow(LEFT);
+        shards.follow(LEFT, None);
         shards.lead(LEFT, 1);
+        shards.lease(LEFT, 1, u64::MAX);
     });
     let r = now(w.client.commit1(one(1, &[("a", "x")], None, w.now())));
     assert!(matches!(r, Err(Error::NotServed(_))), "{r:?}");

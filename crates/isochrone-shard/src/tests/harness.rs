@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use isochrone_base::ids::INIT_INDEX;
 use isochrone_base::{Bytes, Key, KeyRange, LogIndex, NodeId, PieceNo, ShardId, Term, Timestamp, TxnId};
 use isochrone_clock::Hlc;
 use isochrone_env::Timer;
@@ -19,10 +20,12 @@ use tokio::sync::oneshot;
 
 use crate::api::*;
 use crate::command::Entry;
-use crate::{Applied, Config, LocalShards, ProposeError, Proposer, Shards};
+use crate::{Applied, Config, LocalShards, NewShard, ProposeError, Proposer, Routing, Shards};
 
 pub(super) const LEFT: ShardId = ShardId(1);
 pub(super) const RIGHT: ShardId = ShardId(2);
+pub(super) const OTHER: NodeId = NodeId(2);
+pub(super) const VOTERS: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
 
 /// A timer that never rings: a test that waits for it hangs visibly, as a pending future.
 struct Silent;
@@ -69,7 +72,8 @@ impl Log {
         let (shards, entry) = {
             let mut s = self.state();
             let log = s.logs.entry(shard).or_default();
-            let entry = (log.len() as u64 + 1, term, payload);
+            // Every log of this world begins there.
+            let entry = (INIT_INDEX + log.len() as u64 + 1, term, payload);
             log.push(entry.clone());
             (s.shards.clone().unwrap(), entry)
         };
@@ -194,6 +198,7 @@ impl Engine for Hooked {
 }
 
 pub(super) struct World {
+    pub(super) routing: Routing,
     pub(super) hooked: Hooked,
     pub(super) engine: MemEngine,
     pub(super) clock: Arc<ManualClock>,
@@ -224,7 +229,8 @@ impl World {
         timer: impl FnOnce(Arc<ManualClock>) -> Arc<dyn Timer>,
     ) -> World {
         let engine = MemEngine::new();
-        let ranges = [(LEFT, KeyRange::new(*b"", *b"m")), (RIGHT, KeyRange::new(*b"m", *b""))];
+        let new = |(shard, range)| NewShard { shard, range, voters: VOTERS.to_vec(), applied: INIT_INDEX };
+        let ranges = [(LEFT, KeyRange::new(*b"", *b"m")), (RIGHT, KeyRange::new(*b"m", *b""))].map(new);
         Shards::bootstrap(&engine, &ranges).unwrap();
         assert!(Shards::bootstrap(&engine, &ranges).is_err());
         engine.flush().unwrap();
@@ -233,10 +239,20 @@ impl World {
         let timer = timer(clock.clone());
         let log = Log::default();
         let hooked = Hooked::new(engine.clone());
-        let (shards, client, suspects) = open(&hooked, &hlc, &config, &timer, &log);
-        let mut w = World { hooked, engine, clock, hlc, config, timer, log, shards, client, suspects };
+        let (shards, client, suspects) = open(&hooked, &hlc, &config, &timer, &log, Routing::Alone);
+        let routing = Routing::Alone;
+        let mut w =
+            World { routing, hooked, engine, clock, hlc, config, timer, log, shards, client, suspects };
         w.new_term(LEFT, &[]);
         w.new_term(RIGHT, &[]);
+        w
+    }
+
+    /// A node among others: what it does not lead, it does not wait for.
+    pub(super) fn in_cluster(config: Config) -> World {
+        let mut w = World::with(config, false);
+        w.routing = Routing::Cluster;
+        w.restart(false, &[]);
         w
     }
 
@@ -248,7 +264,7 @@ impl World {
             self.engine.crash();
         }
         (self.shards, self.client, self.suspects) =
-            open(&self.hooked, &self.hlc, &self.config, &self.timer, &self.log);
+            open(&self.hooked, &self.hlc, &self.config, &self.timer, &self.log, self.routing);
         // Replaying one log may create the shard of another.
         let mut replayed = std::collections::BTreeSet::new();
         while let Some(meta) = self.shards.list().into_iter().find(|m| !replayed.contains(&m.shard)) {
@@ -260,6 +276,14 @@ impl World {
         for shard in self.shards.list().iter().map(|m| m.shard).collect::<Vec<_>>() {
             self.new_term(shard, land);
         }
+    }
+
+    /// The same node with other shards: those of an engine that was prepared.
+    pub(super) fn reopen_on(&mut self, engine: MemEngine) {
+        self.hooked = Hooked::new(engine.clone());
+        self.engine = engine;
+        *self.log.state() = LogState::default();
+        self.restart(false, &[]);
     }
 
     /// A new term of leadership on this node: everything volatile is lost. Of the proposals held, those in `land` were
@@ -281,6 +305,7 @@ impl World {
             (landed, lost, term)
         };
         self.shards.lead(shard, term);
+        self.shards.lease(shard, term, u64::MAX);
         for held in landed {
             self.log.append(shard, held.term, held.payload);
             let _ = held.reply.send(Err(ProposeError::Ambiguous("leadership changed".into())));
@@ -296,6 +321,10 @@ impl World {
                 self.new_term(meta.shard, &[]);
             }
         }
+    }
+
+    pub(super) fn timer(&self) -> Arc<dyn Timer> {
+        self.timer.clone()
     }
 
     pub(super) fn hold(&self) {
@@ -429,10 +458,12 @@ fn open(
     config: &Config,
     timer: &Arc<dyn Timer>,
     log: &Log,
+    routing: Routing,
 ) -> (Arc<Shards>, Arc<LocalShards>, Arc<Suspects>) {
     let shards = Shards::open(Arc::new(engine.clone()), NodeId(1), hlc.clone(), config.clone()).unwrap();
     log.state().shards = Some(shards.clone());
-    let client = Arc::new(LocalShards::new(shards.clone(), Arc::new(log.clone()), timer.clone()));
+    let log = Arc::new(log.clone());
+    let client = Arc::new(LocalShards::new(shards.clone(), log, timer.clone(), routing));
     let suspects = Arc::new(Suspects::default());
     client.set_recover(suspects.clone());
     (shards, client, suspects)
@@ -518,4 +549,52 @@ pub(super) fn pair(txn: u128, candidate: Timestamp, mode: Mode) -> (Piece, Piece
     let mut both = pieces(txn, &[&[("a", &value)], &[("z", &value)]], None, candidate, mode);
     let right = both.remove(1);
     (both.remove(0), right)
+}
+
+/// A replica of both shards on another node; a test feeds it.
+pub(super) struct Follower {
+    pub(super) engine: MemEngine,
+    pub(super) hlc: Arc<Hlc>,
+    pub(super) shards: Arc<Shards>,
+}
+
+/// Another replica of both shards, which has applied nothing yet.
+pub(super) fn follower(w: &World) -> Follower {
+    let engine = MemEngine::new();
+    let new = |(shard, range)| NewShard { shard, range, voters: VOTERS.to_vec(), applied: INIT_INDEX };
+    let ranges = [(LEFT, KeyRange::new(*b"", *b"m")), (RIGHT, KeyRange::new(*b"m", *b""))].map(new);
+    Shards::bootstrap(&engine, &ranges).unwrap();
+    engine.flush().unwrap();
+    let hlc = Arc::new(Hlc::new(Arc::new(ManualClock::new(1)), Timestamp::MIN));
+    let shards = Shards::open(Arc::new(engine.clone()), OTHER, hlc.clone(), w.config.clone()).unwrap();
+    Follower { engine, hlc, shards }
+}
+
+pub(super) fn everything(engine: &dyn Reader) -> Vec<(Bytes, Bytes)> {
+    engine.scan(&KeyRange::all(), false).map(Result::unwrap).collect()
+}
+
+impl Follower {
+    /// Puts rows and state of a shard of the leader into the engine, behind everybody's back.
+    pub(super) fn plant(&self, w: &World, shard: ShardId) {
+        let range = w.shards.get(shard).unwrap().range();
+        let mut batch = isochrone_storage::WriteBatch::new();
+        for (key, value) in everything(&w.engine) {
+            let mine = match key[0] {
+                b'd' => range.contains(&key[1..]),
+                b'h' => range.contains(&isochrone_storage::mvcc::parse_history_key(&key).unwrap().0),
+                _ => key[1..9] == shard.0.to_be_bytes(),
+            };
+            if mine {
+                batch.put(key.to_vec(), value);
+            }
+        }
+        self.engine.write(batch).unwrap();
+    }
+
+    pub(super) fn reopened(self, w: &World) -> Follower {
+        let engine = Arc::new(self.engine.clone());
+        let shards = Shards::open(engine, OTHER, self.hlc.clone(), w.config.clone()).unwrap();
+        Follower { shards, ..self }
+    }
 }

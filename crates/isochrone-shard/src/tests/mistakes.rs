@@ -220,7 +220,7 @@ fn a_lock_lost_with_the_lease_loses_no_update() {
     let mut w = World::new();
     w.put(1, "a", "1");
     let t = w.now();
-    let locked = now(w.client.lock(TxnId(2), b"a", t, Duration::from_secs(1)));
+    let locked = now(w.client.lock(TxnId(2), b"a", LockMode::Update, t, Duration::from_secs(1)));
     assert_eq!(locked, Ok(Locked { waited: false }));
     assert_eq!(w.get(2, "a", t), Ok(Some("1".into())));
     w.restart(false, &[]);

@@ -1,5 +1,9 @@
 //! Random transactions against two shards, with messages duplicated, late and lost, proposals reordered, refused and lost,
-//! leases changing hands (volatile state gone), splits, and restarts from the last flush. The history is checked for T1 to T11.
+//! leases changing hands (volatile state gone) by force and by hand-over, leases that run out, splits, and restarts from
+//! the last flush. The history is checked for T1 to T11, and for reads that miss what was acknowledged before (R5).
+//!
+//! Beside it a second replica follows the logs at its own pace, in parts or by snapshots, crashes, and must come out
+//! the same.
 //!
 //! Everything is drawn from the seed; a failure prints it. `SEEDS` runs by default, `ISOCHRONE_SEEDS=n` for more.
 
@@ -10,14 +14,16 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
+use isochrone_base::ids::INIT_INDEX;
 use isochrone_base::{Bytes, Key, KeyRange, PieceNo, ShardId, Timestamp, TxnId};
 use isochrone_clock::Hlc;
 use isochrone_env::fake::ManualClock;
 use isochrone_env::{Clock, SplitMix64, Timer};
 
 use super::harness::*;
+use super::snapshot::{open_staged, rows};
 use crate::api::*;
-use crate::{Config, LocalShards};
+use crate::{Config, LocalShards, SnapshotError};
 
 const SEEDS: u64 = 200;
 const STEPS: usize = 2_500;
@@ -60,6 +66,27 @@ struct History {
     forgotten: BTreeSet<(TxnId, PieceNo)>,
     resolved: Vec<(KeyRange, Timestamp, usize)>,
     prepared: BTreeMap<(TxnId, PieceNo), Timestamp>,
+    uncertain: usize,
+    handed_over: usize,
+    resumed: usize,
+    unleased: usize,
+    installed: usize,
+    not_installed: usize,
+}
+
+impl History {
+    /// The highest commit of a key that somebody has heard of, as far as a reader's window reaches.
+    fn acknowledged(&self, key: &str, upto: Timestamp) -> Timestamp {
+        let wrote = |txn: &TxnId| {
+            let mut writes = self.pieces.get(txn).into_iter().flatten().flat_map(|p| &p.writes);
+            writes.any(|w| w.key == key.as_bytes())
+        };
+        let commits = self.heard.iter().filter_map(|(txn, heard)| match heard {
+            Heard::Commit(c) if *c <= upto && wrote(txn) => Some(*c),
+            _ => None,
+        });
+        commits.max().unwrap_or_default()
+    }
 }
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -169,18 +196,41 @@ impl Ctx {
     async fn transaction(self, txn: u128) {
         let txn = TxnId(txn);
         let client = self.client();
-        let t = self.hlc.now();
-        let who = ReadAs { txn, ts: t, uncertain_to: t };
+        // This gateway's clock may be behind; its window is wide enough for that.
+        let mut t = self.hlc.now().minus_micros(self.rng.below(3) * 10_000);
+        let uncertain_to = t.plus_micros(20_000);
         let mut v = Vec::new();
-        for _ in 0..self.rng.below(3) {
+        for n in 0..self.rng.below(3) {
+            let who = ReadAs { txn, ts: t, uncertain_to };
             let key = KEYS[self.rng.below(6) as usize];
             if self.chance(70) {
-                let Ok(seen) = client.get(who, key.as_bytes()).await else { return };
+                let acknowledged = self.history().acknowledged(key, uncertain_to);
+                let mut read = client.get(who, key.as_bytes()).await;
+                while let Err(Error::Uncertain(ts)) = read {
+                    self.history().uncertain += 1;
+                    if n > 0 {
+                        return;
+                    }
+                    t = ts.max(t.next());
+                    let who = ReadAs { txn, ts: t, uncertain_to: uncertain_to.max(t) };
+                    read = client.get(who, key.as_bytes()).await;
+                }
+                let seen = match read {
+                    Ok(seen) => seen,
+                    Err(e) => {
+                        self.history().unleased += usize::from(e.to_string().contains("lease"));
+                        return;
+                    }
+                };
+                let at = seen.as_ref().map_or(Timestamp::MIN, |s| s.ts);
+                assert!(at >= acknowledged, "R5: {txn} read {key} of {at} at {t}, {acknowledged} was told");
                 self.history().reads.push((txn, key.into(), t, seen.map(|s| (s.value, s.ts))));
                 v.push(span(key, "", t));
             } else {
                 let range = if self.chance(50) { KeyRange::new("a", "m") } else { KeyRange::new("m", "zz") };
                 let reverse = self.chance(50);
+                let told: Vec<(&str, Timestamp)> =
+                    KEYS.iter().map(|k| (*k, self.history().acknowledged(k, uncertain_to))).collect();
                 let Ok(page) = client.scan(who, &range, reverse, 100, 10_000).await else { return };
                 // A scan ends with its shard.
                 let range = match page.rest {
@@ -188,6 +238,9 @@ impl Ctx {
                     Some(rest) if reverse => KeyRange { start: rest.end, end: range.end },
                     Some(rest) => KeyRange { start: range.start, end: rest.start },
                 };
+                for (key, acknowledged) in told.into_iter().filter(|(k, _)| range.contains(k.as_bytes())) {
+                    assert!(acknowledged <= t, "R5: {txn} scanned {key} at {t}, {acknowledged} was told");
+                }
                 self.history().scans.push((range.clone(), t, page.rows));
                 v.push(ReadSpan { range, seen: t });
             }
@@ -208,7 +261,7 @@ impl Ctx {
             .map(|g| g.into_iter().map(|k| (k, value.as_str())).collect())
             .collect();
         let groups: Vec<&[(&str, &str)]> = groups.iter().map(Vec::as_slice).collect();
-        let c = self.hlc.now();
+        let c = self.hlc.now().max(t.next());
         let in_w = |s: &ReadSpan| s.range.is_point() && keys.iter().any(|k| k.as_bytes() == s.range.start);
         let mode = if v.iter().all(in_w) { Mode::AtMax } else { Mode::AtCandidate };
         let seen = self.chance(50).then_some(t);
@@ -340,6 +393,21 @@ impl Ctx {
     }
 }
 
+/// R1: the leadership is given away, or is not.
+async fn hand_over(ctx: Ctx, shard: ShardId) {
+    let client = ctx.client();
+    let over = client.hand_over(shard).await;
+    ctx.history().handed_over += usize::from(over.is_ok());
+    if ctx.chance(50) {
+        return; // the next term comes sooner or later
+    }
+    for _ in 0..ctx.rng.below(20) {
+        ctx.pause().await;
+    }
+    let resumed = client.resume(shard).await;
+    ctx.history().resumed += usize::from(over.is_ok() && resumed.is_ok());
+}
+
 fn observe(w: &World, h: &mut History) {
     let now: BTreeMap<(TxnId, PieceNo), Record> =
         w.shards.records(100_000).into_iter().map(|r| ((r.txn, r.piece), r.record)).collect();
@@ -391,6 +459,12 @@ struct Seen {
     closed: usize,
     forgotten: usize,
     splits: usize,
+    uncertain: usize,
+    handed_over: usize,
+    resumed: usize,
+    unleased: usize,
+    installed: usize,
+    not_installed: usize,
 }
 
 fn check(w: &World, h: &History, seen: &mut Seen) {
@@ -481,7 +555,66 @@ fn check(w: &World, h: &History, seen: &mut Seen) {
     seen.closed += h.resolved.iter().filter(|r| r.1 > Timestamp::MIN).count();
     seen.forgotten += h.forgotten.len();
     seen.splits += w.shards.list().len() - 2;
-    assert!(committed > 3, "only {committed} transactions committed: the run shows nothing");
+    seen.uncertain += h.uncertain;
+    seen.handed_over += h.handed_over;
+    seen.resumed += h.resumed;
+    seen.unleased += h.unleased;
+    seen.installed += h.installed;
+    seen.not_installed += h.not_installed;
+    assert!(committed > 0, "only {committed} transactions committed: the run shows nothing");
+}
+
+/// The second replica takes a step.
+fn follow(w: &World, f: Follower, rng: &SplitMix64, h: &mut History) -> Follower {
+    let here = f.shards.list();
+    match rng.below(20) {
+        0..14 => {
+            let meta = &here[rng.below(here.len() as u64) as usize];
+            let log = w.log.state().logs[&meta.shard].clone();
+            let from = (meta.applied - INIT_INDEX) as usize;
+            let upto = (from + rng.below(9) as usize).min(log.len());
+            f.shards.apply_entries(meta.shard, &log[from..upto]).unwrap();
+        }
+        14..16 => isochrone_storage::Engine::flush(&f.engine).unwrap(),
+        16..18 => {
+            let all = w.shards.list();
+            let shard = all[rng.below(all.len() as u64) as usize].shard;
+            let staged = open_staged(&w.shards, shard, 1 + rng.below(300) as usize);
+            match f.shards.install_in_batches(&staged, 1 + rng.below(5) as usize, 1 + rng.below(99) as usize)
+            {
+                Ok(_) => h.installed += 1,
+                Err(SnapshotError::Refused(_)) => h.not_installed += 1,
+                Err(e) => panic!("{e}"),
+            }
+        }
+        18 => {
+            f.engine.crash();
+            return f.reopened(w);
+        }
+        _ => {}
+    }
+    f
+}
+
+/// It catches up, and is the same.
+fn compare(w: &World, f: &Follower) {
+    let mut done = BTreeSet::new();
+    while let Some(meta) = f.shards.list().into_iter().find(|m| !done.contains(&m.shard)) {
+        let log = w.log.state().logs[&meta.shard].clone();
+        f.shards.apply_entries(meta.shard, &log[(meta.applied - INIT_INDEX) as usize..]).unwrap();
+        done.insert(meta.shard);
+    }
+    for meta in w.shards.list() {
+        if f.shards.get(meta.shard).is_none() {
+            // Its left half came by a snapshot from after the split.
+            f.shards.install(&open_staged(&w.shards, meta.shard, 1_000)).unwrap();
+        }
+        let of = |engine: &dyn isochrone_storage::Reader| rows(engine, meta.shard, &meta.range);
+        assert!(of(&f.engine) == of(&w.engine), "replicas of shard {} differ", meta.shard);
+    }
+    let ranges = |s: &crate::Shards| s.ranges(&KeyRange::all());
+    assert_eq!(ranges(&f.shards), ranges(&w.shards));
+    assert_eq!(f.shards.records(100_000), w.shards.records(100_000));
 }
 
 fn run(seed: u64, seen: &mut Seen) -> u64 {
@@ -511,6 +644,7 @@ fn run(seed: u64, seen: &mut Seen) -> u64 {
     let mut tasks: Vec<Task> = Vec::new();
     let mut txns = 0u128;
     let mut splits = 0u64;
+    let mut second = follower(&w);
     for step in 0..STEPS {
         match rng.below(1000) {
             0..600 if !tasks.is_empty() => {
@@ -574,6 +708,29 @@ fn run(seed: u64, seen: &mut Seen) -> u64 {
             _ => {}
         }
         w.lead_new();
+        if rng.below(20) == 0 {
+            second = follow(&w, second, &rng, &mut history.lock().unwrap());
+        }
+        if rng.below(100) == 0 {
+            let all = w.shards.list();
+            let shard = all[rng.below(all.len() as u64) as usize].shard;
+            match rng.below(6) {
+                0 => tasks.push(Box::pin(hand_over(ctx.clone(), shard))),
+                1 => {
+                    let until = w.clock.monotonic_ns() + rng.below(20_000_000);
+                    w.shards.lease(shard, w.log.state().terms[&shard], until);
+                }
+                2..5 => all.iter().for_each(|m| {
+                    w.shards.lease(m.shard, w.log.state().terms[&m.shard], u64::MAX);
+                }),
+                _ => {
+                    let (client, upto) = (w.client.clone(), INIT_INDEX + rng.below(50));
+                    tasks.push(Box::pin(async move {
+                        let _ = client.propose_truncate(shard, upto).await;
+                    }));
+                }
+            }
+        }
         tasks.append(&mut ctx.spawned.lock().unwrap());
         if step % 40 == 0 {
             for s in w.shards.states() {
@@ -607,6 +764,7 @@ fn run(seed: u64, seen: &mut Seen) -> u64 {
             while poll(&mut t).is_pending() {}
         }
     }
+    compare(&w, &second);
     let mut h = history.lock().unwrap();
     observe(&w, &mut h);
     assert!(
@@ -645,6 +803,12 @@ fn histories_keep_the_invariants() {
         seen.closed,
         seen.forgotten,
         seen.splits,
+        seen.uncertain,
+        seen.handed_over,
+        seen.resumed,
+        seen.unleased,
+        seen.installed,
+        seen.not_installed,
     ];
     assert!(seeds < SEEDS || each.iter().all(|n| *n > 10), "{seen:?}");
 }

@@ -18,9 +18,10 @@ fn state(w: &World, shard: ShardId) -> ShardState {
 fn r1_serves_only_after_an_entry_of_the_own_term() {
     let w = World::new();
     w.put(1, "a", "x");
-    w.shards.follow(LEFT);
+    w.shards.follow(LEFT, None);
     assert!(matches!(w.get(2, "a", w.now()), Err(Error::NotServed(_))));
     w.shards.lead(LEFT, 7);
+    w.shards.lease(LEFT, 7, u64::MAX);
     w.log.state().terms.insert(LEFT, 7);
     let (mut read, mut again) =
         (w.client.get(as_of(2, w.now()), b"a"), w.client.get(as_of(2, w.now()), b"a"));
@@ -120,7 +121,7 @@ fn r2_application_checks_closed_and_bounds_again() {
     let p = one(2, &[("d", "x"), ("f", "x")], None, w.now());
     let mut f = w.client.prepare(p.clone());
     assert!(poll(&mut f).is_pending());
-    w.log_command(LEFT, Command::Split { at: Key::from("e"), right: ShardId(7) });
+    w.log_command(LEFT, Command::Split { at: Key::from("e"), right: ShardId(7), born_at: 10 });
     w.land(0);
     assert!(poll(&mut f).is_pending());
     assert_eq!(w.held(), ["refuse"], "R11.3");
@@ -427,7 +428,8 @@ fn r13_commit1() {
     w.get(9, "c", w.now()).unwrap();
     let mut p = one(2, &[("c", "1")], None, c);
     p.validated_elsewhere = true;
-    assert!(matches!(w.commit1(&p), Prepared::Refused(_)), "pushed");
+    assert!(matches!(w.commit1(&p), Prepared::Pushed(at) if at > c));
+    assert!(matches!(w.commit1(&p), Prepared::Refused(_)), "it stands in the log");
     p.txn = TxnId(3);
     p.validated_elsewhere = false;
     assert!(matches!(w.commit1(&p), Prepared::Committed(at) if at > c));
@@ -522,7 +524,7 @@ fn r17_impossible_entries_stop_the_shard() {
         read_limit: Timestamp::MIN,
         command: bad,
     };
-    let next = w.log.state().logs[&RIGHT].len() as u64 + 1;
+    let next = isochrone_base::ids::INIT_INDEX + w.log.state().logs[&RIGHT].len() as u64 + 1;
     let err = w.shards.apply_entries(RIGHT, &[(next, 1, e.encode())]).unwrap_err();
     assert!(err.reason.starts_with("T4"), "{err}");
     assert!(matches!(w.get(5, "z", w.now()), Err(Error::Stopped(_))));
@@ -707,15 +709,24 @@ fn clearing_and_collecting() {
 fn locks_say_when_the_reader_must_look_again() {
     let w = World::new();
     let t = w.now();
-    assert_eq!(now(w.client.lock(TxnId(1), b"a", t, Duration::from_secs(1))), Ok(Locked { waited: false }));
-    let mut second = w.client.lock(TxnId(2), b"a", w.now(), Duration::from_secs(1));
+    assert_eq!(
+        now(w.client.lock(TxnId(1), b"a", LockMode::Update, t, Duration::from_secs(1))),
+        Ok(Locked { waited: false })
+    );
+    let mut second = w.client.lock(TxnId(2), b"a", LockMode::Update, w.now(), Duration::from_secs(1));
     assert!(poll(&mut second).is_pending());
     w.put(1, "a", "x");
-    assert_eq!(now(w.client.lock(TxnId(1), b"a", t, Duration::from_secs(1))), Ok(Locked { waited: true }));
+    assert_eq!(
+        now(w.client.lock(TxnId(1), b"a", LockMode::Update, t, Duration::from_secs(1))),
+        Ok(Locked { waited: true })
+    );
     w.client.unlock(TxnId(1), &[Key::from("a")]);
     assert_eq!(poll(&mut second), Poll::Ready(Ok(Locked { waited: true })));
-    w.shards.follow(LEFT);
-    assert!(matches!(now(w.client.lock(TxnId(3), b"b", t, Duration::ZERO)), Err(Error::NotServed(_))));
+    w.shards.follow(LEFT, None);
+    assert!(matches!(
+        now(w.client.lock(TxnId(3), b"b", LockMode::Update, t, Duration::ZERO)),
+        Err(Error::NotServed(_))
+    ));
     assert_eq!(w.client.locks().list().len(), 1, "a failed request leaves no lock");
 }
 
