@@ -171,7 +171,8 @@ impl WriteBuffer {
         Page { rows, rest }
     }
 
-    fn range(&self, range: &KeyRange) -> std::collections::btree_map::Range<'_, Key, Option<Value>> {
+    /// The writes in a range, in order.
+    pub fn range(&self, range: &KeyRange) -> std::collections::btree_map::Range<'_, Key, Option<Value>> {
         range_of(&self.writes, range)
     }
 }

@@ -14,6 +14,8 @@
 //!   C3  `resolve` is sent only with what the anchor answered.
 //!   C4  ABORT is said after: a final refusal, the anchor's `aborted`, or a failure before C1's prepares. Nothing else.
 //!   C5  The clock has been told of c before anybody hears of c or gets a lock (R25).
+//!   C6  An attempt in one piece that was refused only because it was pushed (R13) is followed by a new one (R22) with the same
+//!       writes, which validates everything anew; at most [`PUSHED_MAX`] times.
 //!
 //! Failure: a dropped future goes on in the background (R19). What a background part cannot finish within its bounds is
 //! left to recovery (R18). Locks are given back in any case: they are memory and prove nothing.
@@ -27,7 +29,7 @@ use std::task::{Context, Poll};
 use futures_util::future::try_join_all;
 use futures_util::stream::{StreamExt, iter};
 use isochrone_base::limits::LOG_ENTRY_BYTES_MAX;
-use isochrone_base::{Bytes, Key, KeyRange, Timestamp, TxnId, Value};
+use isochrone_base::{Bytes, Key, KeyRange, Timestamp, TxnId, Value, bank};
 use isochrone_shard::api::{
     self, AnchorReply, BoxFuture, Decision, Mode, Piece, PieceId, PieceRef, Prepared, ReadSpan, ShardClient,
     Write,
@@ -37,7 +39,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, error, warn};
 
 use crate::coordinator::{Coordinator, not_committed};
-use crate::kv::{Error, Isolation};
+use crate::kv::{ClockWaits, Error, Isolation};
 use crate::txn::Txn;
 
 /// Bytes of keys and values after which a piece is closed and the next one begins. A single larger write still is one
@@ -45,6 +47,9 @@ use crate::txn::Txn;
 pub const PIECE_BYTES_MAX: usize = LOG_ENTRY_BYTES_MAX / 2;
 /// What a write costs in a log entry beside key and value, at most about.
 const WRITE_BYTES: usize = 32;
+/// Attempts that follow one that was pushed (C6). Each was pushed by a read of what it writes, between its first step and
+/// its second.
+const PUSHED_MAX: u32 = 3;
 /// Resolves and validations under way at once for one transaction.
 const PARALLEL_MAX: usize = 64;
 
@@ -112,6 +117,8 @@ pub(crate) struct Request {
     pub above: Timestamp,
     /// See [`crate::kv::TxnOptions::max_ts`].
     pub max_ts: Timestamp,
+    /// R24.
+    external: Option<ClockWaits>,
     locks: BTreeSet<Key>,
 }
 
@@ -125,6 +132,7 @@ impl Request {
             validate: Vec::new(),
             above: Timestamp::MIN,
             max_ts: Timestamp::MAX,
+            external: None,
             locks: BTreeSet::new(),
         }
     }
@@ -140,14 +148,18 @@ pub(crate) fn commit(mut txn: Box<Txn>) -> BoxFuture<'static, Result<Timestamp, 
         Isolation::Serializable if !written.is_empty() => txn.reads.all_but(is_written),
         _ => txn.reads.locked_but(is_written),
     };
-    let writes =
-        written.into_iter().map(|(key, value)| Write { seen: txn.reads.seen(&key), key, value }).collect();
+    let seen = |key: &Key| match txn.locks.contains_key(key) && bank::has("lock-trusted") {
+        true => None,
+        false => txn.reads.seen(key),
+    };
+    let writes = written.into_iter().map(|(key, value)| Write { seen: seen(&key), key, value }).collect();
     let request = Request {
         txn: txn.id,
         writes,
         validate,
         above: txn.read_ts,
         max_ts: txn.options.max_ts,
+        external: txn.options.external.clone(),
         locks: std::mem::take(&mut txn.locks).into_keys().collect(),
     };
     commit_request(txn.coordinator.clone(), request)
@@ -163,34 +175,57 @@ pub(crate) fn commit_request(
 }
 
 async fn run(coordinator: Arc<Coordinator>, request: Request) -> Result<Timestamp, Error> {
-    let Request { txn, writes, validate, above, max_ts, locks } = request;
-    let locks = Locks { client: coordinator.client.clone(), txn, keys: locks };
+    let Request { mut txn, mut writes, mut validate, above, max_ts, external, locks } = request;
+    let mut locks = Locks { client: coordinator.client.clone(), txn, keys: locks };
     coordinator.clock.update(above);
-    let candidate = coordinator.clock.now();
-    assert!(candidate > above, "the clock issues timestamps above what it was told of");
+    let wrote = !writes.is_empty();
     let result = async {
-        if writes.is_empty() {
-            // R8: only locked rows are left to validate.
-            coordinator.validate(txn, validate, candidate).await.map_err(not_committed)?;
-            return Ok(candidate);
+        for left in (0..=PUSHED_MAX).rev() {
+            let mut candidate = coordinator.clock.now();
+            if external.is_some() {
+                candidate = candidate.max(coordinator.clock.latest()); // R24
+            }
+            assert!(candidate > above, "the clock issues timestamps above what it was told of");
+            if writes.is_empty() {
+                // R8: only locked rows are left to validate.
+                coordinator.validate(txn, validate, candidate).await.map_err(not_committed)?;
+                return Ok(candidate);
+            }
+            if candidate > max_ts {
+                return Err(Error::Serialization(format!("commit timestamp {candidate} is above {max_ts}")));
+            }
+            let Plan { mut pieces, all, elsewhere } =
+                plan(&coordinator, txn, candidate, max_ts, writes, validate);
+            // R9.2: nothing has left yet, so a failure is an ABORT at once.
+            coordinator.validate(txn, elsewhere.clone(), candidate).await.map_err(not_committed)?;
+            if pieces.len() > 1 {
+                return commit_many(coordinator.clone(), pieces, all, locks).await;
+            }
+            let Some(piece) = pieces.pop() else { break };
+            let pushed = match commit_one(coordinator.clone(), piece, locks).await {
+                Ok(result) => return result,
+                Err(pushed) => pushed,
+            };
+            coordinator.metrics.pushed.increment(1);
+            if left == 0 {
+                break;
+            }
+            // C6.
+            coordinator.clock.update(pushed.to);
+            txn = coordinator.new_txn_id();
+            (writes, validate, locks) = (pushed.piece.writes, pushed.piece.validate, pushed.locks);
+            validate.extend(elsewhere);
         }
-        if candidate > max_ts {
-            return Err(Error::Serialization(format!("commit timestamp {candidate} is above {max_ts}")));
-        }
-        let plan = plan(&coordinator, txn, candidate, max_ts, writes, validate);
-        // R9.2: nothing has left yet, so a failure is an ABORT at once.
-        coordinator.validate(txn, plan.elsewhere, candidate).await.map_err(not_committed)?;
-        let mut pieces = plan.pieces;
-        if pieces.len() == 1
-            && let Some(piece) = pieces.pop()
-        {
-            return commit_one(coordinator.clone(), piece, locks).await;
-        }
-        commit_many(coordinator.clone(), pieces, plan.all, locks).await
+        Err(Error::Serialization("what it writes was read again and again while it was committed".into()))
     }
     .await;
     match &result {
-        Ok(_) => {}
+        Ok(c) => {
+            // R24. Locks are given back already, and the prepare round was part of the wait.
+            if let Some(waits) = external.filter(|_| wrote) {
+                waits.add_commit(coordinator.wait_past(*c).await);
+            }
+        }
         Err(Error::Unknown(_)) => coordinator.metrics.unknown.increment(1),
         Err(_) => coordinator.metrics.aborts.increment(1),
     }
@@ -214,7 +249,8 @@ fn plan(
     writes: Vec<Write>,
     validate: Vec<ReadSpan>,
 ) -> Plan {
-    let mode = if validate.is_empty() { Mode::AtMax } else { Mode::AtCandidate };
+    let at_max = validate.is_empty() || bank::has("at-max-despite-reads");
+    let mode = if at_max { Mode::AtMax } else { Mode::AtCandidate };
     let deadline_us = u64::try_from(coordinator.config.deadline.as_micros()).unwrap_or(u64::MAX);
     let mut pieces: Vec<Piece> = Vec::new();
     let mut shard: Option<KeyRange> = None;
@@ -302,12 +338,13 @@ impl GiveUp {
 
     fn past_deadline() -> GiveUp {
         // Not final (R11.2): the tombstone may be gone.
-        GiveUp { error: Error::Serialization("a piece came after its deadline".to_string()), certain: false }
+        let certain = bank::has("past-deadline-is-abort");
+        GiveUp { error: Error::Serialization("a piece came after its deadline".to_string()), certain }
     }
 
     fn unanswered(coordinator: &Coordinator, piece: &Piece, error: api::Error) -> GiveUp {
         let error = match error {
-            api::Error::NotServed(_) if moved(coordinator, piece) => {
+            api::Error::NotServed(_) | api::Error::NotLeader { .. } if moved(coordinator, piece) => {
                 Error::Serialization("a shard was split during the commit".to_string())
             }
             e => not_committed(e),
@@ -316,11 +353,18 @@ impl GiveUp {
     }
 }
 
+/// An attempt that was refused because it was pushed (C6).
+struct Pushed {
+    to: Timestamp,
+    piece: Piece,
+    locks: Locks,
+}
+
 async fn commit_one(
     coordinator: Arc<Coordinator>,
     piece: Piece,
     mut locks: Locks,
-) -> Result<Timestamp, Error> {
+) -> Result<Result<Timestamp, Error>, Pushed> {
     let client = &coordinator.client;
     let answer = coordinator.answer(|| client.commit1(piece.clone()), || moved(&coordinator, &piece)).await;
     let give_up = match answer {
@@ -329,19 +373,24 @@ async fn commit_one(
             locks.release_all();
             coordinator.metrics.commits_one.increment(1);
             coordinator.wait_for(c).await;
-            return Ok(c);
+            return Ok(Ok(c));
         }
         // Its own anchor: the refusal's record is the anchor's record.
-        Ok(Prepared::Refused(why)) => return Err(Error::Serialization(why)),
+        Ok(Prepared::Refused(why)) => return Ok(Err(Error::Serialization(why))),
+        Ok(Prepared::Pushed(to)) => return Err(Pushed { to, piece, locks }),
         Ok(Prepared::PastDeadline) => GiveUp::past_deadline(),
         Ok(Prepared::At(p)) => {
             let error = Error::Internal(format!("commit of one piece was answered with a prepare at {p}"));
             GiveUp { error, certain: false }
         }
+        Err(api::Error::Ambiguous(_)) if bank::has("unknown-retried-under-a-new-id") => {
+            let again = Piece { txn: coordinator.new_txn_id(), ..piece };
+            return Box::pin(commit_one(coordinator, again, locks)).await;
+        }
         Err(e) => GiveUp::unanswered(&coordinator, &piece, e),
     };
     let ids = piece_ids(&piece);
-    Finish { coordinator, ids, written: vec![], locks, _permit: None }.give_up(give_up).await
+    Ok(Finish { coordinator, ids, written: vec![], locks, _permit: None }.give_up(give_up).await)
 }
 
 async fn commit_many(
@@ -386,8 +435,12 @@ async fn commit_many(
     }
     // R15: pushed.
     coordinator.metrics.pushed.increment(1);
+    let validate = if bank::has("pushed-not-validated-again") { Vec::new() } else { validate };
     if let Err(e) = coordinator.validate(txn, validate, max).await {
         return finish.give_up(GiveUp { error: not_committed(e), certain: false }).await;
+    }
+    if bank::has("pushed-answered-early") {
+        return finish.committed(max, false).await;
     }
     match finish.decide(Decision::Commit(max)).await {
         Ok(AnchorReply::Decided(Decision::Commit(c))) => finish.committed(c, true).await,
@@ -420,6 +473,7 @@ async fn prepare(coordinator: &Coordinator, piece: &Piece) -> Result<Answer, Giv
         }
         Ok(Prepared::Committed(c)) => Ok(Answer::Committed(c)),
         Ok(Prepared::Refused(why)) => Err(GiveUp::refused(why)),
+        Ok(Prepared::Pushed(to)) => Err(GiveUp::refused(format!("pushed to {to}"))),
         Ok(Prepared::PastDeadline) => Err(GiveUp::past_deadline()),
         Err(e) => Err(GiveUp::unanswered(coordinator, piece, e)),
     }
@@ -454,7 +508,7 @@ impl Finish {
 
     async fn apply_commit(self, c: Timestamp, decided: bool) {
         let mut decision = Decision::Commit(c);
-        if !decided {
+        if !decided && !bank::has("resolved-before-decided") {
             match self.decide(decision).await {
                 Ok(AnchorReply::Decided(d)) => {
                     if d != decision {
@@ -492,7 +546,7 @@ impl Finish {
             locks.release(|k| in_piece(i, k));
             if let Err(e) = answer {
                 debug!(txn = %ids[i].txn, piece = ids[i].piece, error = %e, "left to recovery");
-                acked = false;
+                acked = bank::has("acked-although-unresolved");
             }
         }
         drop(answers);
@@ -514,12 +568,12 @@ impl Finish {
                 }
                 self.committed(c, true).await
             }
-            Ok(AnchorReply::Gone) if why.certain => {
+            Ok(AnchorReply::Gone) if why.certain || bank::has("gone-is-abort") => {
                 self.settle(false).await;
                 Err(why.error)
             }
             Ok(reply) => self.unknown(format!("{}; the anchor answers {reply:?}", why.error)).await,
-            Err(_) if why.certain => Err(why.error),
+            Err(_) if why.certain || bank::has("silence-is-abort") => Err(why.error),
             Err(e) => {
                 warn!(txn = %self.ids[0].txn, cause = %why.error, anchor = %e, "the outcome of a commit is unknown");
                 Err(Error::Unknown(format!("{}; the anchor does not answer: {e}", why.error)))

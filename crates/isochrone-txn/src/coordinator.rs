@@ -2,13 +2,13 @@
 //!
 //! Every request of the shard's face may be repeated (each is idempotent), so a lost answer is met by asking again,
 //! a bounded number of times and for a bounded time. What is left when that ends is told apart here once:
-//! *nothing was done* is only what a shard says of itself ([`api::Error::NotServed`]); silence is *unknown*.
+//! *nothing was done* is only what a shard says of itself ([`api::Error::NotServed`], [`api::Error::NotLeader`]); silence is *unknown*.
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use isochrone_base::{KeyRange, Timestamp, TxnId};
+use isochrone_base::{KeyRange, Timestamp, TxnId, bank};
 use isochrone_clock::Hlc;
 use isochrone_env::{Random, Timer};
 use isochrone_shard::api::{self, BoxFuture, ReadSpan, ShardClient};
@@ -86,6 +86,7 @@ impl Coordinator {
     pub(crate) fn uncertain_to(&self, ts: Timestamp) -> Timestamp {
         let configured = u64::try_from(self.config.uncertainty.as_micros()).unwrap_or(u64::MAX);
         match self.clock.uncertainty_us().max(configured) {
+            _ if bank::has("uncertainty-ignored") => ts,
             0 => ts,
             us => Timestamp::from_micros(ts.micros().saturating_add(us).saturating_add(1)).prev(),
         }
@@ -95,6 +96,38 @@ impl Coordinator {
     pub(crate) async fn wait_for(&self, c: Timestamp) {
         loop {
             let ahead_us = c.micros().saturating_sub(self.clock.latest().micros());
+            if ahead_us == 0 {
+                return;
+            }
+            self.timer.sleep(Duration::from_micros(ahead_us)).await;
+        }
+    }
+
+    /// R24: waits until `c` lies certainly in the past. Answers for how long, in microseconds.
+    pub(crate) async fn wait_past(&self, c: Timestamp) -> u64 {
+        let began_ns = self.clock.monotonic_ns();
+        let mut waited = false;
+        loop {
+            let earliest = self.clock.earliest();
+            if earliest > c {
+                break;
+            }
+            waited = true;
+            let us = c.micros().saturating_sub(earliest.micros()).saturating_add(1);
+            self.timer.sleep(Duration::from_micros(us)).await;
+        }
+        if !waited {
+            return 0;
+        }
+        let us = self.clock.monotonic_ns().saturating_sub(began_ns) / 1_000;
+        self.metrics.clock_wait.record(us as f64 / 1e6);
+        us
+    }
+
+    /// Waits until this node's own guess of the time is at least `ts`.
+    pub(crate) async fn wait_physical(&self, ts: Timestamp) {
+        loop {
+            let ahead_us = ts.micros().saturating_sub(self.clock.physical().micros());
             if ahead_us == 0 {
                 return;
             }
@@ -117,11 +150,13 @@ impl Coordinator {
         let mut silent = None;
         loop {
             let error = match send().await {
-                Err(e @ (api::Error::NotServed(_) | api::Error::Ambiguous(_))) => e,
+                Err(
+                    e @ (api::Error::Ambiguous(_) | api::Error::NotServed(_) | api::Error::NotLeader { .. }),
+                ) => e,
                 Err(e) => return Err(e),
                 Ok(answer) => return Ok(answer),
             };
-            let not_served = matches!(error, api::Error::NotServed(_));
+            let not_served = matches!(error, api::Error::NotServed(_) | api::Error::NotLeader { .. });
             if !not_served {
                 silent = Some(error.clone());
             }
@@ -192,7 +227,9 @@ impl Coordinator {
             let split = || self.by_shard(spans.clone()).len() > 1;
             let answer = self.answer(|| self.client.validate(txn, spans.clone(), ts), split).await;
             match answer {
-                Err(api::Error::NotServed(_)) if split() => self.validate(txn, spans, ts).await,
+                Err(api::Error::NotServed(_) | api::Error::NotLeader { .. }) if split() => {
+                    self.validate(txn, spans, ts).await
+                }
                 other => other,
             }
         })
@@ -236,6 +273,7 @@ pub(crate) fn not_committed(error: api::Error) -> Error {
         api::Error::Deadlock => Error::Deadlock,
         api::Error::LockTimeout(waited) => Error::LockTimeout(waited),
         e @ api::Error::BelowThreshold { .. } => Error::SnapshotTooOld(e.to_string()),
+        e @ api::Error::NotLeader { .. } => Error::Unavailable(e.to_string()),
         api::Error::NotServed(why) | api::Error::Ambiguous(why) => Error::Unavailable(why),
         api::Error::Invalid(why) => Error::Internal(why),
         api::Error::Stopped(why) => Error::Stopped(why),

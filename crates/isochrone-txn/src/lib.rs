@@ -12,8 +12,6 @@
 //! The specification is the commit protocol: its rules R1 to R25 and invariants T1 to T13 are cited where they are
 //! kept. This crate sees shards through [`isochrone_shard::api::ShardClient`] only: it knows nothing of logs, leases,
 //! storage or the network.
-//!
-//! Missing: R24 (external consistency), R6 (follower reads), readers at a timestamp of the caller's choice.
 #![forbid(unsafe_code)]
 
 pub mod buffer;

@@ -21,6 +21,7 @@ pub(crate) struct Metrics {
     pub recoveries_dropped: Counter,
     pub widened: Counter,
     pub broken: Counter,
+    pub clock_wait: Histogram,
 }
 
 impl Metrics {
@@ -62,6 +63,10 @@ impl Metrics {
             "isochrone_txn_broken_total",
             "answers that break an invariant of the commit protocol"
         );
+        describe_histogram!(
+            "isochrone_txn_clock_wait_seconds",
+            "waits of external transactions for a timestamp to be past: before answers to reads and to COMMIT (R24)"
+        );
         Metrics {
             commits_one: counter!("isochrone_txn_commits_one_piece_total"),
             commits_many: counter!("isochrone_txn_commits_many_pieces_total"),
@@ -79,6 +84,7 @@ impl Metrics {
             recoveries_dropped: counter!("isochrone_txn_recoveries_dropped_total"),
             widened: counter!("isochrone_txn_read_sets_widened_total"),
             broken: counter!("isochrone_txn_broken_total"),
+            clock_wait: histogram!("isochrone_txn_clock_wait_seconds"),
         }
     }
 }

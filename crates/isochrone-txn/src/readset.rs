@@ -13,6 +13,7 @@
 //!       that it did not change since.
 //!   S3  At most [`READ_SET_BYTES_MAX`] (about). Past it, neighbours are joined into wider spans with the lowest `seen`
 //!       of their parts: more is validated than was read, never less.
+//!   S4  A row that was written is known up to when it was read before the write; a later read is hidden by the write.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -117,6 +118,22 @@ impl ReadSet {
                 self.points.insert(key, Point { seen, locked });
                 self.keep_bound();
             }
+        }
+    }
+
+    /// A row that was locked so weakly that others could change it was read under a stronger lock: what S2 says holds
+    /// from there.
+    pub fn relocked(&mut self, key: &[u8], seen: Timestamp) {
+        if let Some(point) = self.points.get_mut(key) {
+            point.seen = point.seen.max(seen);
+        }
+    }
+
+    /// A row that this transaction has written is about to be covered by a read, which returns that write and says nothing
+    /// of what lies beneath: the row stays known as it is now (S4).
+    pub fn keep_as_known(&mut self, key: &[u8]) {
+        if let Some(seen) = self.seen(key) {
+            self.point(key.to_vec(), seen, true);
         }
     }
 
@@ -403,6 +420,17 @@ mod tests {
         assert_eq!(set.locked_but(|k| k == b"k").len(), 0);
         set.validated(ts(11));
         assert_eq!(set.seen(b"k"), Some(ts(11)));
+    }
+
+    #[test]
+    fn a_written_row_is_known_as_before_the_write() {
+        let mut set = ReadSet::default();
+        set.point(b"k".to_vec(), ts(5), false);
+        set.keep_as_known(b"k");
+        set.keep_as_known(b"never read");
+        set.span(KeyRange::all(), ts(9));
+        assert_eq!(set.seen(b"k"), Some(ts(5)));
+        assert_eq!(set.seen(b"never read"), Some(ts(9)));
     }
 
     #[test]

@@ -1,16 +1,20 @@
-//! The face to the query layer on one node: [`Store`].
+//! The face to the query layer, as one node has it: [`Store`].
 //!
 //! Transactions, bulk writes and counters are made here, on the coordinator; what needs the node's shards and log
 //! themselves is asked of [`NodeServices`], which the server implements.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream::{StreamExt, iter};
-use isochrone_base::{Bytes, Key, KeyRange, Timestamp, Value};
+use isochrone_base::{Bytes, Key, KeyRange, NodeId, ShardId, Timestamp, Value};
 
 use crate::commit::{Request, commit_request};
 use crate::coordinator::Coordinator;
-use crate::kv::{BoxFuture, Error, Isolation, KvStore, KvTxn, Lock, ShardInfo, TxnInfo, TxnOptions, WalRow};
+use crate::kv::{
+    BoxFuture, ClockInfo, Error, Gateway, Isolation, KvStore, KvTxn, Lock, LockRow, NodeInfo, ReplicaInfo,
+    ShardInfo, Told, TxnInfo, TxnOptions, WalRow,
+};
 use crate::retry::{Retriable, retry};
 
 /// Bytes of keys and values in one batch of a bulk write, about.
@@ -30,6 +34,39 @@ pub trait NodeServices: Send + Sync {
     fn wal<'a>(&'a self, max: usize) -> BoxFuture<'a, Result<Vec<WalRow>, Error>>;
     /// See [`KvStore::transactions`].
     fn transactions<'a>(&'a self) -> BoxFuture<'a, Result<Vec<TxnInfo>, Error>>;
+    /// See [`KvStore::locks`].
+    fn locks<'a>(&'a self) -> BoxFuture<'a, Result<Vec<LockRow>, Error>>;
+    /// See [`KvStore::node`].
+    fn node(&self) -> NodeId;
+    /// See [`KvStore::readable_here`].
+    fn readable_here(&self, ranges: &[KeyRange]) -> Option<Timestamp> {
+        let _ = ranges;
+        None
+    }
+    /// See [`KvStore::schema_lease`].
+    fn schema_lease(&self) -> Timestamp;
+    /// See [`KvStore::replicas`].
+    fn replicas<'a>(&'a self) -> BoxFuture<'a, Result<Vec<ReplicaInfo>, Error>>;
+    /// See [`KvStore::nodes`].
+    fn nodes<'a>(&'a self) -> BoxFuture<'a, Result<Vec<NodeInfo>, Error>>;
+    /// See [`KvStore::lease_epoch`].
+    fn lease_epoch(&self) -> u64 {
+        0
+    }
+    /// See [`KvStore::clocks`].
+    fn clocks<'a>(&'a self) -> BoxFuture<'a, Result<Vec<ClockInfo>, Error>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+    /// See [`KvStore::out_of_service`].
+    fn out_of_service(&self) -> Option<String> {
+        None
+    }
+    /// See [`KvStore::transfer_leader`].
+    fn transfer_leader<'a>(&'a self, shard: ShardId, to: NodeId) -> BoxFuture<'a, Result<(), Error>>;
+    /// See [`KvStore::tell_gateways`].
+    fn tell_gateways<'a>(&'a self, message: Bytes, wait_max: Duration) -> BoxFuture<'a, Result<Told, Error>>;
+    /// See [`KvStore::set_gateway`].
+    fn set_gateway(&self, handler: Arc<dyn Gateway>);
 }
 
 /// See the module.
@@ -108,6 +145,10 @@ impl KvStore for Store {
         self.coordinator.clock.now()
     }
 
+    fn readable_here(&self, ranges: &[KeyRange]) -> Option<Timestamp> {
+        self.services.readable_here(ranges)
+    }
+
     fn bulk_write<'a>(&'a self, rows: Vec<(Key, Value)>) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async move {
             let batches = batches(&self.coordinator, rows);
@@ -165,6 +206,50 @@ impl KvStore for Store {
 
     fn transactions<'a>(&'a self) -> BoxFuture<'a, Result<Vec<TxnInfo>, Error>> {
         self.services.transactions()
+    }
+
+    fn locks<'a>(&'a self) -> BoxFuture<'a, Result<Vec<LockRow>, Error>> {
+        self.services.locks()
+    }
+
+    fn node(&self) -> NodeId {
+        self.services.node()
+    }
+
+    fn schema_lease(&self) -> Timestamp {
+        self.services.schema_lease()
+    }
+
+    fn replicas<'a>(&'a self) -> BoxFuture<'a, Result<Vec<ReplicaInfo>, Error>> {
+        self.services.replicas()
+    }
+
+    fn nodes<'a>(&'a self) -> BoxFuture<'a, Result<Vec<NodeInfo>, Error>> {
+        self.services.nodes()
+    }
+
+    fn lease_epoch(&self) -> u64 {
+        self.services.lease_epoch()
+    }
+
+    fn clocks<'a>(&'a self) -> BoxFuture<'a, Result<Vec<ClockInfo>, Error>> {
+        self.services.clocks()
+    }
+
+    fn out_of_service(&self) -> Option<String> {
+        self.services.out_of_service()
+    }
+
+    fn transfer_leader<'a>(&'a self, shard: ShardId, to: NodeId) -> BoxFuture<'a, Result<(), Error>> {
+        self.services.transfer_leader(shard, to)
+    }
+
+    fn tell_gateways<'a>(&'a self, message: Bytes, wait_max: Duration) -> BoxFuture<'a, Result<Told, Error>> {
+        self.services.tell_gateways(message, wait_max)
+    }
+
+    fn set_gateway(&self, handler: Arc<dyn Gateway>) {
+        self.services.set_gateway(handler);
     }
 }
 

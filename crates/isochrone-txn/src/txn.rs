@@ -17,19 +17,31 @@
 //!   X3  A key is in `locks` before its lock is asked for, and every key in `locks` is unlocked once: by the commit,
 //!       or when the transaction is dropped.
 //!   X4  After an error that breaks X2 or leaves the transaction half read, COMMIT answers that error.
+//!   X5  A transaction at a given timestamp ([`Snapshot::At`], [`Snapshot::Settled`]) reads at that timestamp only, has no
+//!       window, and neither writes nor locks: so nothing can move or abort it (R8).
+//!   X6  An external transaction reads at or above its clock's `latest`, without a window, and nothing that was committed
+//!       at or above its clock's `earliest` is in an answer (R24): the wait is here, below everything that could send it.
+//!
+//! SKIP LOCKED looks for rows without recording what it read (`peek`, `peek_scan`): gaps and rows that were skipped are not
+//! in V, at no level; a row that is returned is, by its lock. With a wait of zero a row that is gone when its lock is
+//! granted is given back and forgotten as well.
+//!
+//! Every locked row is in V, whatever the mode. KEY SHARE lets others change the row (but for its key): who changes it and
+//! who holds it do not wait for each other, and if the change is committed first, the holder's COMMIT is a conflict.
 //!
 //! At READ COMMITTED a row read under its lock is read at a timestamp of its own, while the statement's snapshot stays:
 //! as in PostgreSQL, an UPDATE sees the newest version of the rows it waited for, and no new rows.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use isochrone_base::{Key, KeyRange, Timestamp, TxnId, Value};
-use isochrone_shard::api::{self, BoxFuture, ReadAs, Seen};
+use isochrone_base::{Key, KeyRange, Timestamp, TxnId, Value, bank};
+use isochrone_shard::api::{self, BoxFuture, LockMode, ReadAs, Seen};
 
 use crate::buffer::{WriteBuffer, covered};
 use crate::coordinator::{Coordinator, not_committed};
-use crate::kv::{Error, Isolation, KvTxn, Lock, Page, Savepoint, ScanOptions, TxnOptions};
+use crate::kv::{Error, Isolation, KvTxn, Lock, Page, Savepoint, ScanOptions, Snapshot, TxnOptions};
 use crate::readset::ReadSet;
 
 /// About how many bytes of rows one page of a scan carries.
@@ -50,18 +62,48 @@ pub(crate) struct Txn {
     statement_ts: Timestamp,
     pub(crate) buffer: WriteBuffer,
     pub(crate) reads: ReadSet,
-    /// Asked for (X3); `true`: granted.
-    pub(crate) locks: BTreeMap<Key, bool>,
+    /// Asked for (X3), and the strongest mode granted.
+    pub(crate) locks: BTreeMap<Key, Option<LockMode>>,
     failed: Option<Error>,
+    /// The first read waits until the clock shows this ([`Snapshot::Settled`]).
+    not_before: Option<Timestamp>,
+}
+
+/// R24: a snapshot above everything that was acknowledged to external transactions; it needs no window.
+fn external_now(coordinator: &Coordinator, now: Timestamp) -> (Timestamp, Timestamp) {
+    let ts = now.max(coordinator.clock.latest());
+    (ts, ts)
 }
 
 impl Txn {
     pub(crate) fn new(coordinator: Arc<Coordinator>, options: TxnOptions) -> Txn {
         // R25: the clock was told of every commit this node acknowledged, so now is above them.
-        let read_ts = coordinator.clock.now();
+        let now = coordinator.clock.now();
+        let (mut not_before, mut failed) = (None, None);
+        let (read_ts, uncertain_to) = match options.snapshot {
+            Snapshot::Now if options.external.is_some() => external_now(&coordinator, now),
+            Snapshot::Now => (now, coordinator.uncertain_to(now)),
+            Snapshot::At(ts) => {
+                // Of another node's clock, maybe: then it is past soon.
+                not_before = (ts > now).then_some(ts);
+                if ts > coordinator.uncertain_to(now) {
+                    failed = Some(Error::Internal(format!("a snapshot at {ts}, which is in the future")));
+                }
+                (ts, ts)
+            }
+            Snapshot::Settled => {
+                let settled = coordinator.uncertain_to(now);
+                not_before = (settled > now).then_some(settled);
+                (settled, settled)
+            }
+        };
+        let mut options = TxnOptions { read_only: options.refuses_writes(), ..options };
+        if matches!(options.snapshot, Snapshot::At(_)) {
+            options.external = None;
+        }
         Txn {
             id: coordinator.new_txn_id(),
-            uncertain_to: coordinator.uncertain_to(read_ts),
+            uncertain_to,
             coordinator,
             options,
             read_ts,
@@ -69,7 +111,27 @@ impl Txn {
             buffer: WriteBuffer::default(),
             reads: ReadSet::default(),
             locks: BTreeMap::new(),
-            failed: None,
+            failed,
+            not_before,
+        }
+    }
+
+    /// A new snapshot for a statement, and the end of its uncertainty window.
+    fn now(&self) -> (Timestamp, Timestamp) {
+        let now = self.coordinator.clock.now();
+        match self.options.external {
+            Some(_) => external_now(&self.coordinator, now),
+            None => (now, self.coordinator.uncertain_to(now)),
+        }
+    }
+
+    /// R24: an answer of an external transaction leaves only when everything in it lies certainly in the past: who begins
+    /// after the answer was heard reads above it.
+    async fn seen(&self, newest: Timestamp) {
+        if let Some(waits) = &self.options.external
+            && !bank::has("external-readers-do-not-wait")
+        {
+            waits.add_read(self.coordinator.wait_past(newest).await);
         }
     }
 
@@ -97,12 +159,16 @@ impl Txn {
         }
     }
 
-    fn start(&mut self) -> Result<(), Error> {
+    async fn start(&mut self) -> Result<(), Error> {
         self.fold_abandoned();
-        match &self.failed {
-            Some(error) => Err(error.clone()),
-            None => Ok(()),
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
         }
+        if let Some(ts) = self.not_before {
+            self.coordinator.wait_physical(ts).await;
+            self.not_before = None;
+        }
+        Ok(())
     }
 
     /// X4.
@@ -123,7 +189,8 @@ impl Txn {
         self.coordinator.metrics.moved_up.increment(1);
         self.coordinator.clock.update(to);
         let from = if self.above_read_committed() { Timestamp::MIN } else { self.statement_ts };
-        let spans = self.reads.stale(from, to);
+        let mut spans = self.reads.stale(from, to);
+        spans.retain(|_| !bank::has("moved-up-without-validation"));
         if let Err(e) = self.coordinator.validate(self.id, spans, to).await {
             self.coordinator.metrics.moved_up_failed.increment(1);
             return Err(not_committed(e));
@@ -137,30 +204,55 @@ impl Txn {
         Ok(())
     }
 
-    async fn get_at(&mut self, key: &[u8], lock: Lock) -> Result<Option<Value>, Error> {
-        if let Some(own) = self.buffer.get(key) {
-            return Ok(own.clone());
-        }
-        if lock == Lock::Exclusive && self.options.read_only {
+    async fn get_at(
+        &mut self,
+        key: &[u8],
+        mode: Option<LockMode>,
+        wait_max: Duration,
+    ) -> Result<Option<Value>, Error> {
+        if mode.is_some() && self.options.read_only {
             return Err(Error::ReadOnly);
+        }
+        if let Some(own) = self.buffer.get(key) {
+            let own = own.clone();
+            // A row of its own (an INSERT) nobody else can lock; one that was changed is locked, perhaps not so strongly.
+            if let Some(mode) = mode
+                && self.locks.contains_key(key)
+            {
+                self.lock(key, mode, wait_max).await?;
+            }
+            return Ok(own);
         }
         let tracked = self.tracks_reads();
         if tracked {
             self.reads.begin(KeyRange::point(key)); // X1
         }
-        let (seen, at) = match lock {
-            Lock::None => self.read_at_snapshot(key).await?,
-            Lock::Exclusive => {
-                self.lock(key).await?;
+        let held = self.locks.get(key).copied().flatten();
+        let (seen, at) = match mode {
+            None => self.read_at_snapshot(key).await?,
+            Some(mode) => {
+                self.lock(key, mode, wait_max).await?;
                 match self.above_read_committed() {
                     true => self.read_at_snapshot(key).await?,
                     false => self.read_newest(key).await?,
                 }
             }
         };
-        if tracked {
-            self.reads.point(key.to_vec(), at, lock == Lock::Exclusive);
+        if seen.is_none() && mode.is_some() && held.is_none() && wait_max.is_zero() {
+            self.reads.forget_pending();
+            self.locks.remove(key);
+            self.coordinator.client.unlock(self.id, &[key.to_vec()]);
+            return Ok(None);
         }
+        if tracked {
+            self.reads.point(key.to_vec(), at, mode.is_some());
+            // Under KEY SHARE others may have changed the row, which is there still.
+            if held == Some(LockMode::KeyShare) && mode > held && seen.is_some() {
+                self.reads.relocked(key, at);
+            }
+        }
+        // When an absent row was deleted is not told.
+        self.seen(seen.as_ref().map_or(at, |s| s.ts)).await;
         Ok(seen.map(|s| s.value))
     }
 
@@ -171,7 +263,7 @@ impl Txn {
             match client.get(who, key).await {
                 Ok(seen) => return Ok((seen, self.read_ts)),
                 Err(api::Error::Uncertain(ts)) => self.move_up(ts.max(self.read_ts.next())).await?,
-                Err(api::Error::NotServed(_) | api::Error::Ambiguous(_)) => {
+                Err(api::Error::NotServed(_) | api::Error::NotLeader { .. } | api::Error::Ambiguous(_)) => {
                     match self.coordinator.attempts(|| client.get(who, key), || false).await {
                         Ok(seen) => return Ok((seen, self.read_ts)),
                         Err(api::Error::Uncertain(ts)) => self.move_up(ts.max(self.read_ts.next())).await?,
@@ -186,8 +278,7 @@ impl Txn {
 
     /// READ COMMITTED under a lock: the newest version, at a timestamp of its own.
     async fn read_newest(&mut self, key: &[u8]) -> Result<(Option<Seen>, Timestamp), Error> {
-        let mut ts = self.coordinator.clock.now();
-        let uncertain_to = self.coordinator.uncertain_to(ts);
+        let (mut ts, uncertain_to) = self.now();
         for _ in 0..MOVES_MAX {
             let who = self.who(ts, uncertain_to);
             match self.coordinator.attempts(|| self.coordinator.client.get(who, key), || false).await {
@@ -202,18 +293,20 @@ impl Txn {
         Err(Error::Serialization("the row changed again and again while it was read".to_string()))
     }
 
-    async fn lock(&mut self, key: &[u8]) -> Result<(), Error> {
-        if self.locks.get(key) == Some(&true) {
+    async fn lock(&mut self, key: &[u8], mode: LockMode, wait_max: Duration) -> Result<(), Error> {
+        let granted = self.locks.get(key).copied().flatten();
+        if granted.is_some_and(|m| m >= mode) {
             return Ok(());
         }
         if self.locks.len() >= LOCKS_MAX {
             self.reads.forget_pending();
             return Err(Error::TooLarge(format!("transaction locks more than {LOCKS_MAX} rows")));
         }
-        self.locks.insert(key.to_vec(), false); // X3
-        let (id, ts, wait_max) = (self.id, self.read_ts, self.options.lock_wait_max);
+        self.locks.insert(key.to_vec(), granted); // X3
+        let (id, ts) = (self.id, self.read_ts);
         let client = &self.coordinator.client;
-        let locked = match self.coordinator.attempts(|| client.lock(id, key, ts, wait_max), || false).await {
+        let ask = || client.lock(id, key, mode, ts, wait_max);
+        let locked = match self.coordinator.attempts(ask, || false).await {
             Ok(locked) => locked,
             Err(e) => {
                 if matches!(e, api::Error::LockTimeout(_)) {
@@ -224,30 +317,49 @@ impl Txn {
                 return Err(not_committed(e));
             }
         };
-        self.locks.insert(key.to_vec(), true);
+        self.locks.insert(key.to_vec(), Some(mode));
         if locked.waited && self.above_read_committed() {
-            let now = self.coordinator.clock.now();
+            let (now, _) = self.now();
             self.move_up(now).await?;
         }
         Ok(())
     }
 
-    async fn scan_at(&mut self, range: &KeyRange, options: ScanOptions) -> Result<Page, Error> {
+    async fn peek_at(&mut self, key: &[u8]) -> Result<Option<Value>, Error> {
+        if let Some(own) = self.buffer.get(key) {
+            return Ok(own.clone());
+        }
+        Ok(self.read_at_snapshot(key).await?.0.map(|s| s.value))
+    }
+
+    async fn scan_at(
+        &mut self,
+        range: &KeyRange,
+        options: ScanOptions,
+        validated: bool,
+    ) -> Result<Page, Error> {
         let rows_max = options.rows_max.max(1);
         let mut range = range.clone();
         if range.is_empty() {
             return Ok(Page::default());
         }
         loop {
-            let tracked = self.tracks_reads();
+            let tracked = validated && self.tracks_reads();
             if tracked {
                 self.reads.begin(range.clone()); // X1
             }
             let page = self.scan_page(&range, options.reverse, rows_max).await?;
+            self.seen(page.newest).await;
             let page = self.buffer.overlay(&range, Page { rows: page.rows, rest: page.rest }, options);
             if tracked {
                 // Rows that were looked at but are left for the next page are not read yet.
-                self.reads.span(covered(&range, page.rest.as_ref(), options.reverse), self.read_ts);
+                let covered = covered(&range, page.rest.as_ref(), options.reverse);
+                if !self.above_read_committed() {
+                    for (key, _) in self.buffer.range(&covered) {
+                        self.reads.keep_as_known(key);
+                    }
+                }
+                self.reads.span(covered, self.read_ts);
             }
             match page.rest {
                 Some(rest) if page.rows.is_empty() => range = rest,
@@ -309,17 +421,35 @@ impl KvTxn for Txn {
 
     fn begin_statement(&mut self) {
         self.fold_abandoned();
-        if !self.above_read_committed() {
-            self.read_ts = self.coordinator.clock.now();
-            self.uncertain_to = self.coordinator.uncertain_to(self.read_ts);
+        if !self.above_read_committed() && self.options.snapshot == Snapshot::Now {
+            (self.read_ts, self.uncertain_to) = self.now();
             self.statement_ts = self.read_ts;
         }
     }
 
+    fn set_max_ts(&mut self, max_ts: Timestamp) {
+        self.options.max_ts = max_ts;
+    }
+
     fn get<'a>(&'a mut self, key: &'a [u8], lock: Lock) -> BoxFuture<'a, Result<Option<Value>, Error>> {
         Box::pin(async move {
-            self.start()?;
-            self.get_at(key, lock).await.map_err(|e| self.fail(e))
+            self.start().await?;
+            let wait_max = self.options.lock_wait_max;
+            self.get_at(key, lock.mode(), wait_max).await.map_err(|e| self.fail(e))
+        })
+    }
+
+    fn try_get<'a>(&'a mut self, key: &'a [u8], lock: Lock) -> BoxFuture<'a, Result<Option<Value>, Error>> {
+        Box::pin(async move {
+            self.start().await?;
+            self.get_at(key, lock.mode(), Duration::ZERO).await.map_err(|e| self.fail(e))
+        })
+    }
+
+    fn peek<'a>(&'a mut self, key: &'a [u8]) -> BoxFuture<'a, Result<Option<Value>, Error>> {
+        Box::pin(async move {
+            self.start().await?;
+            self.peek_at(key).await.map_err(|e| self.fail(e))
         })
     }
 
@@ -329,9 +459,24 @@ impl KvTxn for Txn {
         options: ScanOptions,
     ) -> BoxFuture<'a, Result<Page, Error>> {
         Box::pin(async move {
-            self.start()?;
-            self.scan_at(range, options).await.map_err(|e| self.fail(e))
+            self.start().await?;
+            self.scan_at(range, options, true).await.map_err(|e| self.fail(e))
         })
+    }
+
+    fn peek_scan<'a>(
+        &'a mut self,
+        range: &'a KeyRange,
+        options: ScanOptions,
+    ) -> BoxFuture<'a, Result<Page, Error>> {
+        Box::pin(async move {
+            self.start().await?;
+            self.scan_at(range, options, false).await.map_err(|e| self.fail(e))
+        })
+    }
+
+    fn set_lock_wait_max(&mut self, wait_max: Duration) {
+        self.options.lock_wait_max = wait_max;
     }
 
     fn put(&mut self, key: Key, value: Option<Value>) -> Result<(), Error> {
@@ -362,7 +507,7 @@ impl KvTxn for Txn {
         if self.reads.joins() > 0 {
             self.coordinator.metrics.widened.increment(self.reads.joins());
         }
-        if self.buffer.is_empty() && !self.locks.values().any(|granted| *granted) {
+        if self.buffer.is_empty() && !self.locks.values().any(Option::is_some) {
             return Box::pin(std::future::ready(Ok(self.read_ts))); // R8
         }
         crate::commit::commit(self)

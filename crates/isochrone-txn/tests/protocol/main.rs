@@ -9,5 +9,6 @@
 mod bank;
 mod model;
 mod net;
+mod reads;
 mod rules;
 mod store;

@@ -153,6 +153,12 @@ impl State {
         }
     }
 
+    /// When the version that a read at `ts` sees was committed, deletions included.
+    fn newest_at(&self, key: &[u8], ts: Timestamp) -> Timestamp {
+        let versions = self.rows.get(key).into_iter().flatten();
+        versions.map(|v| v.0).filter(|at| *at <= ts).max().unwrap_or(Timestamp::MIN)
+    }
+
     pub fn get(&mut self, who: ReadAs, key: &[u8]) -> Result<Result<Option<Seen>, Wait>, Error> {
         Ok(self.read(who, &KeyRange::point(key))?.map(|()| self.value_at(key, who.ts)))
     }
@@ -176,6 +182,7 @@ impl State {
         }
         let mut page = Page::default();
         for key in keys {
+            page.newest = page.newest.max(self.newest_at(&key, who.ts));
             let Some(seen) = self.value_at(&key, who.ts) else { continue };
             if page.rows.len() == max {
                 let last = page.rows.last().map(|(k, _)| k.to_vec()).unwrap_or_default();
@@ -272,7 +279,10 @@ impl State {
             return self.refuse(&piece, "above max_ts");
         }
         if one && piece.validated_elsewhere && p != piece.candidate {
-            return self.refuse(&piece, "pushed, and validated elsewhere");
+            let Prepared::Refused(_) = self.refuse(&piece, "pushed")? else {
+                return Ok(Prepared::PastDeadline);
+            };
+            return Ok(Prepared::Pushed(p));
         }
         let at_max = one || piece.mode == isochrone_shard::api::Mode::AtMax;
         let up_to = if at_max { p } else { piece.candidate };

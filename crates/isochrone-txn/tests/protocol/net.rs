@@ -13,8 +13,8 @@ use isochrone_env::fake::TokioClock;
 use isochrone_env::os::TokioTimer;
 use isochrone_env::{Clock, SplitMix64};
 use isochrone_shard::api::{
-    AnchorReply, BoxFuture, Decision, Error, Locked, Page, Piece, PieceId, Prepared, ReadAs, ReadSpan,
-    Record, Recover, Seen, ShardClient,
+    AnchorReply, BoxFuture, Decision, Error, LockMode, Locked, Page, Piece, PieceId, Prepared, ReadAs,
+    ReadSpan, Record, Recover, Seen, ShardClient,
 };
 use isochrone_txn::{Config, Coordinator, RecoverInBackground, Recoverer};
 use tokio::sync::Notify;
@@ -380,10 +380,12 @@ impl ShardClient for Net {
         &'a self,
         txn: TxnId,
         key: &'a [u8],
+        mode: LockMode,
         read_ts: Timestamp,
         wait_max: Duration,
     ) -> BoxFuture<'a, Result<Locked, Error>> {
         Box::pin(async move {
+            assert_eq!(mode, LockMode::Update, "this net knows no other");
             self.trace(Kind::Lock, 0, None);
             let (owned, mut waited) = (key.to_vec(), false);
             let end = tokio::time::sleep(wait_max);
@@ -393,6 +395,9 @@ impl ShardClient for Net {
                 let op = move |s: &mut State| {
                     s.waits.remove(&txn);
                     match s.locks.get(&key) {
+                        Some(owner) if *owner != txn && wait_max.is_zero() => {
+                            Err(Error::LockTimeout(wait_max))
+                        }
                         Some(owner) if *owner != txn => {
                             let (mut at, mut hops) = (*owner, 0);
                             while let Some(next) = s.waits.get(&at).and_then(|k| s.locks.get(k)) {

@@ -299,6 +299,54 @@ async fn r9_only_read_shards_are_validated_first() {
     world.assert_clean();
 }
 
+/// Section 1, V with SKIP LOCKED: the returned rows, not the gaps and the skipped ones. Who does not want to wait hears so
+/// at once, and what is gone is given back.
+#[tokio::test(start_paused = true)]
+async fn r9_skip_locked_validates_what_it_returns() {
+    let (world, n) = setup(&[b"m"]);
+    write(&n, &[(b"a", "1"), (b"b", "1"), (b"c", "1"), (b"z", "1")]).await;
+    let mut holder = serializable(&n);
+    holder.get(b"a", Lock::Exclusive).await.unwrap();
+    for isolation in [Isolation::ReadCommitted, Isolation::RepeatableRead, Isolation::Serializable] {
+        let mut txn = begin(&n, isolation);
+        let range = KeyRange::new(*b"a", *b"y");
+        let options = ScanOptions { reverse: false, rows_max: 100 };
+        let page = txn.peek_scan(&range, options).await.unwrap();
+        assert!(page.rows.len() >= 3);
+        assert!(txn.peek(b"z").await.unwrap().is_some());
+        assert_eq!(txn.try_get(b"a", Lock::Exclusive).await, Err(Error::LockTimeout(Duration::ZERO)));
+        assert_eq!(txn.try_get(b"nothing", Lock::Exclusive).await, Ok(None));
+        assert!(!world.state().locks.contains_key(b"nothing".as_slice()));
+        assert!(txn.try_get(b"b", Lock::Exclusive).await.unwrap().is_some());
+        // Everything but what was returned changes meanwhile.
+        write(&n, &[(b"c", "2"), (b"d", "2"), (b"nothing", "2"), (b"z", "2")]).await;
+        let mut gone = serializable(&n);
+        put(&mut gone, b"nothing", "");
+        gone.put(b"nothing".to_vec(), None).unwrap();
+        gone.commit().await.unwrap();
+        settle().await;
+        put(&mut txn, b"q", "1");
+        world.forget_trace();
+        txn.commit().await.unwrap_or_else(|e| panic!("{isolation:?}: {e}"));
+        settle().await;
+        let mut validated = Vec::new();
+        for kind in [Kind::Commit1, Kind::Validate] {
+            for sent in world.sent(kind) {
+                validated.extend(sent.body.iter().flat_map(|p| p.validate.iter().map(|s| s.range.clone())));
+            }
+        }
+        assert!(validated.iter().all(|r| *r == KeyRange::point(b"b")), "{validated:?}");
+    }
+    // What is returned counts.
+    let mut txn = begin(&n, Isolation::ReadCommitted);
+    txn.try_get(b"b", Lock::Exclusive).await.unwrap();
+    world.state().locks.clear();
+    write(&n, &[(b"b", "9")]).await;
+    put(&mut txn, b"q", "2");
+    assert!(is_serialization(txn.commit().await));
+    drop(holder);
+}
+
 /// Section 1, W and V. Mistakes: row read and written not validated (lock trusted); at-max although locked-only rows
 /// must hold; anchor is not a participant.
 #[tokio::test(start_paused = true)]
@@ -445,16 +493,44 @@ async fn r13_commit_in_one_piece() {
     assert!(!piece.validated_elsewhere && piece.validate.len() == 1);
     assert_eq!(world.state().rows[b"a".as_slice()][0].0, c);
 
-    let mut txn = serializable(&n);
-    get(&mut txn, b"z").await.unwrap();
-    put(&mut txn, b"a", "2");
-    // Somebody reads `a` in the future: the piece is pushed above C.
-    let future = n.clock.now().plus_micros(1_000);
-    let who = api::ReadAs { txn: isochrone_base::TxnId(9), ts: future, uncertain_to: future };
-    api::ShardClient::get(&*n.net, who, b"a").await.unwrap();
-    assert!(is_serialization(txn.commit().await));
-    assert!(world.sent(Kind::Commit1)[2].body.as_ref().unwrap().validated_elsewhere);
     world.assert_clean();
+}
+
+/// R13, C6: pushed while other shards were validated at C. The attempt is over; the next one validates anew.
+#[tokio::test(start_paused = true)]
+async fn r13_a_pushed_commit_in_one_piece_is_tried_again_with_everything_validated_anew() {
+    for changed in [false, true] {
+        let (world, n) = setup(&[b"m"]);
+        let mut txn = serializable(&n);
+        get(&mut txn, b"z").await.unwrap();
+        put(&mut txn, b"a", "2");
+        // Somebody reads `a` in the future: the piece is pushed above C.
+        let future = n.clock.now().plus_micros(1_000);
+        let who = api::ReadAs { txn: isochrone_base::TxnId(9), ts: future, uncertain_to: future };
+        api::ShardClient::get(&*n.net, who, b"a").await.unwrap();
+        let gate = Arc::new(Notify::new());
+        world.script(Kind::Commit1, None, 1, Action::Hold(gate.clone()));
+        let commit = tokio::spawn(txn.commit());
+        settle().await;
+        if changed {
+            // Above C, and below the timestamp that the next attempt gets.
+            write(&n, &[(b"z", "3")]).await;
+        }
+        gate.notify_one();
+        let result = commit.await.unwrap();
+        let mut sent = world.sent(Kind::Commit1);
+        sent.retain(|s| s.body.as_ref().is_some_and(|p| p.writes[0].key == b"a"));
+        let (first, second) = (sent[0].body.as_ref().unwrap(), sent.get(1).and_then(|s| s.body.as_ref()));
+        assert!(first.validated_elsewhere);
+        if changed {
+            assert!(is_serialization(result) && second.is_none(), "no prepare left twice");
+        } else {
+            let (c, second) = (result.unwrap(), second.unwrap());
+            assert!(c > future && second.candidate == c && second.txn != first.txn);
+            assert_eq!(world.state().rows[b"a".as_slice()][0].0, c);
+        }
+        world.assert_clean();
+    }
 }
 
 /// Every attempt has an id of its own, and a piece never changes between two copies of its message.
@@ -668,6 +744,45 @@ async fn r18_readers_recover_what_a_dead_coordinator_left() {
         assert!(world.state().prepares.is_empty(), "T11");
         world.assert_clean();
     }
+}
+
+/// R14 and R18 do not depend on how many pieces there are: one round, and what a dead coordinator left is finished.
+#[tokio::test(start_paused = true)]
+async fn a_hundred_shards_take_one_round_and_recover_like_two() {
+    let keys: Vec<Vec<u8>> = (0..100).map(|i| format!("k{i:03}").into_bytes()).collect();
+    let cuts: Vec<&[u8]> = keys[1..].iter().map(Vec::as_slice).collect();
+    let fill = |txn: &mut Box<dyn KvTxn>| keys.iter().for_each(|key| put(txn, key, "1"));
+    let all_there = |world: &World| keys.iter().all(|key| world.value(key).as_deref() == Some("1"));
+
+    let (world, n) = setup(&cuts);
+    let gate = Arc::new(Notify::new());
+    world.script(Kind::Prepare, None, 100, Action::Hold(gate.clone()));
+    let mut txn = serializable(&n);
+    fill(&mut txn);
+    let commit = tokio::spawn(txn.commit());
+    settle().await;
+    assert_eq!(world.sent(Kind::Prepare).len(), 100, "all are under way at once");
+    gate.notify_waiters();
+    commit.await.unwrap().unwrap();
+    assert!(world.kinds()[..100].iter().all(|kind| *kind == Kind::Prepare));
+    settle().await;
+    assert!(all_there(&world) && world.state().prepares.is_empty());
+    world.assert_clean();
+
+    let (world, n) = setup(&cuts);
+    world.script(Kind::Decide, None, 1, Action::Die);
+    let mut txn = serializable(&n);
+    fill(&mut txn);
+    drop(tokio::spawn(txn.commit()));
+    n.net.death().await;
+    let healthy = node(&world, 2, Config::default());
+    world.set_recoverer(healthy.recoverer.clone());
+    tokio::time::advance(Duration::from_millis(10)).await;
+    let mut reader = serializable(&healthy);
+    assert_eq!(get(&mut reader, &keys[50]).await.unwrap().as_deref(), Some("1"), "it was committed");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(all_there(&world) && world.state().prepares.is_empty(), "T11");
+    world.assert_clean();
 }
 
 /// R18. Mistakes: absence read as abort without blocking; recovery reads "anchor has no record" as abort before the
@@ -1006,6 +1121,22 @@ async fn max_ts_bounds_the_commit() {
     world.forget_trace();
     assert!(is_serialization(txn.commit().await));
     assert_eq!(world.kinds(), []);
+    world.assert_clean();
+}
+
+/// R11.5 at READ COMMITTED: a later statement that reads over the transaction's own write does not learn what lies beneath.
+#[tokio::test(start_paused = true)]
+async fn a_write_stays_based_on_what_its_statement_read() {
+    let (world, n) = setup(&[]);
+    let mut txn = begin(&n, Isolation::ReadCommitted);
+    assert_eq!(get(&mut txn, b"k").await.unwrap(), None);
+    put(&mut txn, b"k", "mine");
+    write(&n, &[(b"k", "theirs")]).await;
+    txn.begin_statement();
+    let page = txn.scan(&KeyRange::all(), ScanOptions { reverse: false, rows_max: 10 }).await.unwrap();
+    assert_eq!(page.rows.len(), 1, "its own row");
+    assert!(is_serialization(txn.commit().await));
+    assert_eq!(world.value(b"k").as_deref(), Some("theirs"));
     world.assert_clean();
 }
 

@@ -1,9 +1,12 @@
 //! The store's own work on the model: counters, bulk writes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use isochrone_base::{Bytes, Key, KeyRange};
-use isochrone_txn::kv::{BoxFuture, Error, KvStore, ShardInfo, TxnInfo, WalRow};
+use isochrone_base::{Bytes, Key, KeyRange, NodeId, ShardId, Timestamp};
+use isochrone_txn::kv::{
+    BoxFuture, Error, Gateway, KvStore, LockRow, NodeInfo, ReplicaInfo, ShardInfo, Told, TxnInfo, WalRow,
+};
 use isochrone_txn::store::counter_value;
 use isochrone_txn::{Config, NodeServices, Store};
 
@@ -27,6 +30,28 @@ impl NodeServices for NoServices {
     fn transactions<'a>(&'a self) -> BoxFuture<'a, Result<Vec<TxnInfo>, Error>> {
         Box::pin(async { Ok(Vec::new()) })
     }
+    fn locks<'a>(&'a self) -> BoxFuture<'a, Result<Vec<LockRow>, Error>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+    fn node(&self) -> NodeId {
+        NodeId(1)
+    }
+    fn schema_lease(&self) -> Timestamp {
+        Timestamp::MAX
+    }
+    fn replicas<'a>(&'a self) -> BoxFuture<'a, Result<Vec<ReplicaInfo>, Error>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+    fn nodes<'a>(&'a self) -> BoxFuture<'a, Result<Vec<NodeInfo>, Error>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+    fn transfer_leader<'a>(&'a self, _: ShardId, _: NodeId) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async { Err(Error::Unavailable("a cluster of one".to_string())) })
+    }
+    fn tell_gateways<'a>(&'a self, _: Bytes, _: Duration) -> BoxFuture<'a, Result<Told, Error>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+    fn set_gateway(&self, _: Arc<dyn Gateway>) {}
 }
 
 #[tokio::test(start_paused = true)]
