@@ -7,7 +7,7 @@ use isochrone_sql::session::{Database, Portal, Prepared, Session as SqlSession, 
 use isochrone_types::settings::Settings;
 use isochrone_types::{Datum, Error, SqlState, Type};
 
-use crate::backend::{Backend, Canceller, ClientInfo, ScriptSink, Session};
+use crate::backend::{Backend, Canceller, ClientInfo, IdleEnd, ScriptSink, Session};
 
 impl Backend for Arc<Database> {
     type Session = SqlSession;
@@ -37,6 +37,9 @@ impl Session for SqlSession {
     }
     fn status(&self) -> TxnStatus {
         SqlSession::status(self)
+    }
+    fn idle_end(&self) -> Option<IdleEnd> {
+        SqlSession::idle_end(self)
     }
     fn settings(&self) -> &Settings {
         SqlSession::settings(self)

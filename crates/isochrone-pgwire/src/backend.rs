@@ -4,6 +4,7 @@
 //! the server stops), after which only the session's drop follows, which must roll back.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
 pub use isochrone_sql::face::ScriptSink;
@@ -24,6 +25,9 @@ pub struct ClientInfo {
 
 /// Breaks off the running statement of one session, if there is one; may be called at any time from any thread.
 pub type Canceller = Arc<dyn Fn() + Send + Sync>;
+
+/// Resolves when a session was idle for too long.
+pub type IdleEnd = Pin<Box<dyn Future<Output = Error> + Send>>;
 
 /// The database behind the server.
 pub trait Backend: Send + Sync + 'static {
@@ -51,6 +55,11 @@ pub trait Session: Send + 'static {
     fn take_notices(&mut self) -> Vec<Notice>;
     /// Where the transaction stands.
     fn status(&self) -> TxnStatus;
+    /// The session waits for its client from now on: resolves with the reason, for FATAL, when that has lasted too long.
+    /// `None`: it may last as long as it likes.
+    fn idle_end(&self) -> Option<IdleEnd> {
+        None
+    }
     /// The settings that text output depends on.
     fn settings(&self) -> &Settings;
     /// Its number, as clients see it: positive, and no other open session has it.

@@ -16,7 +16,7 @@ use isochrone_types::{Error, SqlState};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use crate::backend::{Backend, Canceller, Session};
+use crate::backend::{Backend, Canceller, IdleEnd, Session};
 use crate::cancel::{CancelKeys, Registration};
 use crate::encode::{self, Severity};
 use crate::error::{Failure, protocol};
@@ -87,18 +87,32 @@ impl<R: AsyncRead + Unpin + Send> Link<R> {
     }
 
     /// The next frame; writes what is due before it waits. `idle`: between transactions, where a server that drains
-    /// ends the connection.
+    /// ends the connection. `ends`: the wait, if it may not last for ever.
     pub(crate) async fn next<W: AsyncWrite + Unpin + Send>(
         &mut self,
         out: &mut Output<W>,
         idle: bool,
+        mut ends: Option<IdleEnd>,
     ) -> Result<Frame, Failure> {
         loop {
             if let Some(frame) = self.input.frame()? {
                 self.messages += 1;
                 return Ok(frame);
             }
-            self.fill(out, idle).await?;
+            match &mut ends {
+                None => self.fill(out, idle).await?,
+                Some(ends) => {
+                    // A write is not broken off half-way.
+                    if out.due {
+                        out.flush().await?;
+                    }
+                    tokio::select! {
+                        biased;
+                        filled = self.fill(out, idle) => filled?,
+                        why = ends => return Err(Failure::Fatal(why)),
+                    }
+                }
+            }
         }
     }
 
@@ -245,10 +259,18 @@ where
 {
     loop {
         let idle = !connection.skipping && connection.session.status() == TxnStatus::Idle;
-        let frame = link.next(&mut connection.out, idle).await?;
+        // Until Sync, or with half a message sent, the client is in the middle of something.
+        let waits = !connection.skipping && link.input.rest().is_empty();
+        let ends = if waits { connection.session.idle_end() } else { None };
+        let frame = link.next(&mut connection.out, idle, ends).await?;
         connection.message(link, frame).await?;
         connection.out.relieve().await?;
     }
+}
+
+/// Did the session say that it is over? 57P01 is never an error of a statement alone.
+pub(crate) fn is_over(e: &Error) -> bool {
+    e.sqlstate == SqlState::ADMIN_SHUTDOWN
 }
 
 impl<W: AsyncWrite + Unpin + Send, S: Session> Connection<W, S> {
@@ -307,6 +329,7 @@ impl<W: AsyncWrite + Unpin + Send, S: Session> Connection<W, S> {
         };
         match result {
             Ok(()) => Ok(()),
+            Err(Trouble::Sql(e)) if is_over(&e) => Err(Failure::Fatal(e)),
             Err(Trouble::Sql(e)) => {
                 self.error(&e);
                 self.skipping = true;
@@ -333,6 +356,9 @@ impl<W: AsyncWrite + Unpin + Send, S: Session> Connection<W, S> {
         }
         let session = &mut self.session;
         if let Err(e) = self.out.drive(async |_| session.sync().await).await? {
+            if is_over(&e) {
+                return Err(Failure::Fatal(e));
+            }
             self.error(&e);
         }
         self.notices();

@@ -5,7 +5,7 @@ use isochrone_types::{Error, SqlState};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::backend::Session;
-use crate::connection::{Connection, Link, Trouble};
+use crate::connection::{Connection, Link, Trouble, is_over};
 use crate::encode;
 use crate::error::{Failure, protocol};
 use crate::extended::{check_text, deallocated};
@@ -26,6 +26,7 @@ impl<W: AsyncWrite + Unpin + Send, S: Session> Connection<W, S> {
         };
         match result {
             Ok(()) => {}
+            Err(Trouble::Sql(e)) if is_over(&e) => return Err(Failure::Fatal(e)),
             Err(Trouble::Sql(e)) => self.error(&e),
             Err(Trouble::Failure(f)) => return Err(f),
         }
@@ -87,7 +88,7 @@ impl<W: AsyncWrite + Unpin + Send, S: Session> Connection<W, S> {
     ) -> Result<(), Trouble> {
         self.out.due = true;
         loop {
-            let frame = link.next(&mut self.out, false).await?;
+            let frame = link.next(&mut self.out, false, None).await?;
             let body = link.input.body(frame);
             let refused = match frame.tag {
                 b'd' => {

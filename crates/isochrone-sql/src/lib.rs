@@ -15,6 +15,7 @@ pub mod descriptor;
 pub mod exec;
 pub mod face;
 pub mod parse;
+mod parse_locks;
 pub mod pg_catalog;
 pub mod plan;
 pub mod relation;

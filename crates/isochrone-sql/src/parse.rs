@@ -88,6 +88,7 @@ pub fn parse(script: &str) -> Result<Vec<Parsed>, Error> {
         }
     })?;
     check_depth(&tokens, &places)?;
+    let tokens = crate::parse_locks::rewrite(tokens);
 
     // One forward pass turns token locations into bytes, so that long scripts cost linear time.
     let mut offsets = OffsetCursor::new(script);

@@ -74,6 +74,33 @@ pub trait CatalogView: Send + Sync {
     }
 }
 
+/// A call of a function on advisory locks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AdvisoryCall {
+    /// `pg_advisory_lock` and its like.
+    Lock {
+        /// How.
+        mode: crate::catalog::advisory::Mode,
+        /// Until the end of the transaction, not of the session.
+        transaction: bool,
+        /// Wait for it; otherwise say whether it was got.
+        wait: bool,
+    },
+    /// `pg_advisory_unlock`.
+    Unlock {
+        /// How it is held.
+        mode: crate::catalog::advisory::Mode,
+    },
+    /// `pg_advisory_unlock_all`.
+    UnlockAll,
+}
+
+/// The advisory locks of one session.
+pub trait AdvisoryLocks: Send + Sync {
+    /// Does it; the arguments are the numbers that the lock is on.
+    fn call<'a>(&'a self, call: AdvisoryCall, args: Vec<Datum>) -> BoxFuture<'a, Result<Datum, Error>>;
+}
+
 /// Sequence values for one session. Values come from a cache of the node; the executor calls `reserve` before it
 /// evaluates a batch, so that `take` never has to wait.
 pub trait Sequences: Send + Sync {
@@ -87,4 +114,8 @@ pub trait Sequences: Send + Sync {
     fn last(&self) -> Result<i64, Error>;
     /// setval.
     fn set<'a>(&'a self, sequence: u32, value: i64, called: bool) -> BoxFuture<'a, Result<(), Error>>;
+    /// The session's advisory locks, which travel the same way; `None` where there is no session.
+    fn advisory(&self) -> Option<&dyn AdvisoryLocks> {
+        None
+    }
 }

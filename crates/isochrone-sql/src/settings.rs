@@ -40,6 +40,7 @@ enum Kind {
     TimeZone,
     Encoding,
     Isolation,
+    Freshness,
     /// A list of schemas.
     Path,
 }
@@ -132,6 +133,7 @@ const SETTINGS: &[Setting] = &[
     s("plan_cache_mode", "auto", Kind::Enum(&["auto", "force_generic_plan", "force_custom_plan"])),
     s("quote_all_identifiers", "off", Kind::Bool),
     s("random_page_cost", "4", Kind::Float),
+    s("read_freshness", "strong", Kind::Freshness),
     s("row_security", "on", Kind::Bool),
     s("search_path", "\"$user\", public", Kind::Path),
     s("seq_page_cost", "1", Kind::Float),
@@ -149,6 +151,7 @@ const SETTINGS: &[Setting] = &[
     s("temp_buffers", "1024", I32),
     s("temp_tablespaces", "", Kind::Text),
     r("TimeZone", "UTC", Kind::TimeZone),
+    s("transaction_consistency", "causal", Kind::Enum(&["causal", "external"])),
     s("transaction_deferrable", "off", Kind::Bool),
     s("transaction_isolation", "serializable", Kind::Isolation),
     s("transaction_read_only", "off", Kind::Bool),
@@ -216,6 +219,31 @@ fn show_ms(ms: i64) -> String {
         }
     }
     if ms == 0 { "0".to_string() } else { format!("{ms}ms") }
+}
+
+/// How old the state may be that a read-only statement or transaction sees.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Freshness {
+    /// Everything that was acknowledged before it began.
+    Strong,
+    /// What this node has, if that is not older.
+    Bounded(Duration),
+    /// What this node has.
+    Any,
+}
+
+/// `strong`, `any`, `bounded(5s)`, `bounded('5s')`.
+fn parse_freshness(value: &str) -> Option<Freshness> {
+    let v = value.trim().to_ascii_lowercase();
+    match v.as_str() {
+        "strong" => Some(Freshness::Strong),
+        "any" => Some(Freshness::Any),
+        _ => {
+            let by = v.strip_prefix("bounded")?.trim().strip_prefix('(')?.strip_suffix(')')?;
+            let ms = parse_ms(by.trim().trim_matches(['\'', '"']))?;
+            Some(Freshness::Bounded(Duration::from_millis(u64::try_from(ms).ok()?)))
+        }
+    }
 }
 
 /// The level that a name means; `None` for others.
@@ -301,6 +329,11 @@ fn normalise(setting: &Setting, old: &str, value: &str) -> Result<String, Error>
                 _ => return Err(bad()),
             }
         }
+        Kind::Freshness => match parse_freshness(value).ok_or_else(bad)? {
+            Freshness::Strong => "strong".to_string(),
+            Freshness::Bounded(by) => format!("bounded({})", show_ms(by.as_millis() as i64)),
+            Freshness::Any => "any".to_string(),
+        },
         Kind::Isolation => isolation_name(parse_isolation(value).ok_or_else(bad)?).to_string(),
         Kind::DateStyle => {
             let mut order = old.rsplit(", ").next().unwrap_or("MDY").to_string();
@@ -607,6 +640,16 @@ impl Settings {
         self.duration("statement_timeout")
     }
 
+    /// `idle_in_transaction_session_timeout`, if set.
+    pub fn idle_in_transaction_timeout(&self) -> Option<Duration> {
+        self.duration("idle_in_transaction_session_timeout")
+    }
+
+    /// `idle_session_timeout`, if set.
+    pub fn idle_session_timeout(&self) -> Option<Duration> {
+        self.duration("idle_session_timeout")
+    }
+
     /// `lock_timeout`, if set.
     pub fn lock_timeout(&self) -> Option<Duration> {
         self.duration("lock_timeout")
@@ -618,6 +661,21 @@ impl Settings {
             .get("default_transaction_isolation")
             .and_then(|v| parse_isolation(v))
             .unwrap_or(Isolation::Serializable)
+    }
+
+    /// Are read-only serializable transactions that do not say deferrable?
+    pub fn default_deferrable(&self) -> bool {
+        self.current.get("default_transaction_deferrable").is_some_and(|v| v == "on")
+    }
+
+    /// R24: is the session to be externally consistent?
+    pub fn externally_consistent(&self) -> bool {
+        self.current.get("transaction_consistency").is_some_and(|v| v == "external")
+    }
+
+    /// `read_freshness`.
+    pub fn read_freshness(&self) -> Freshness {
+        self.current.get("read_freshness").and_then(|v| parse_freshness(v)).unwrap_or(Freshness::Strong)
     }
 
     /// Are transactions that do not say read-only?

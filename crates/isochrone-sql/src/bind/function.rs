@@ -1,15 +1,17 @@
 //! Binding of function calls: special forms, aggregates, sequences, set-returning functions, the registries.
 
 use isochrone_types::{
-    CastContext, Datum, Error, SqlState, Type, aggregate, common_type, function, resolve_function,
+    CastContext, Datum, Error, SqlState, Type, aggregate, can_cast, common_type, function, resolve_function,
 };
 use sqlparser::ast::{self, FunctionArg, FunctionArgExpr, FunctionArguments};
 use sqlparser::tokenizer::Span;
 
 use super::expr::split_name;
 use super::{Binder, name_parts};
+use crate::catalog::advisory::Mode;
 use crate::plan::expr::{Expr, Function, Kind, Sub, SubKind};
 use crate::plan::rel::{Aggregate, Rel, SetFunction, SortKey};
+use crate::relation::AdvisoryCall;
 
 /// Functions that return sets, which FROM and the select list may call.
 pub(crate) fn is_set_function(name: &str) -> bool {
@@ -107,6 +109,11 @@ impl Binder<'_> {
                 };
                 return Ok(Expr::new(Kind::SetVal(oid, Box::new([v, called])), Type::Int8));
             }
+            (advisory, _) if advisory.starts_with("pg_") && advisory.contains("_advisory_") => {
+                if let Some(call) = advisory_call(advisory, exprs.len()) {
+                    return self.advisory(call, &name, &exprs, span);
+                }
+            }
             ("pg_typeof", [a]) => {
                 let e = self.expr(a)?;
                 let ty = e.ty;
@@ -144,6 +151,28 @@ impl Binder<'_> {
             return Ok(self.col_expr(col));
         }
         self.call(&name, bound, span)
+    }
+
+    /// A function on advisory locks: on one bigint, or two ints.
+    fn advisory(
+        &mut self,
+        call: AdvisoryCall,
+        name: &str,
+        exprs: &[&ast::Expr],
+        span: Span,
+    ) -> Result<Expr, Error> {
+        let number = if exprs.len() == 1 { Type::Int8 } else { Type::Int4 };
+        let args = exprs.iter().map(|e| self.expr(e)).collect::<Result<Vec<_>, _>>()?;
+        let fits = |a: &Expr| can_cast(&a.ty, &number, CastContext::Implicit);
+        if !args.iter().all(fits) {
+            return self.call(name, args, span); // there is no such function, in PostgreSQL's words
+        }
+        let args = args.into_iter().map(|a| self.coerce(a, number)).collect::<Result<Vec<_>, _>>()?;
+        let ty = match call {
+            AdvisoryCall::Lock { wait: true, .. } | AdvisoryCall::UnlockAll => Type::Void,
+            _ => Type::Bool,
+        };
+        Ok(Expr::new(Kind::Advisory(call, args), ty))
     }
 
     /// A call of a scalar function by name.
@@ -446,4 +475,26 @@ pub(crate) fn argument(a: &FunctionArg) -> Result<&ast::Expr, Error> {
         FunctionArg::Unnamed(_) => Err(Error::unsupported("* as an argument of this function")),
         _ => Err(Error::unsupported("named arguments")),
     }
+}
+
+/// The function on advisory locks of this name, with so many arguments.
+fn advisory_call(name: &str, args: usize) -> Option<AdvisoryCall> {
+    if name == "pg_advisory_unlock_all" {
+        return (args == 0).then_some(AdvisoryCall::UnlockAll);
+    }
+    if !(1..=2).contains(&args) {
+        return None;
+    }
+    let (name, mode) = match name.strip_suffix("_shared") {
+        Some(name) => (name, Mode::Shared),
+        None => (name, Mode::Exclusive),
+    };
+    Some(match name {
+        "pg_advisory_lock" => AdvisoryCall::Lock { mode, transaction: false, wait: true },
+        "pg_advisory_xact_lock" => AdvisoryCall::Lock { mode, transaction: true, wait: true },
+        "pg_try_advisory_lock" => AdvisoryCall::Lock { mode, transaction: false, wait: false },
+        "pg_try_advisory_xact_lock" => AdvisoryCall::Lock { mode, transaction: true, wait: false },
+        "pg_advisory_unlock" => AdvisoryCall::Unlock { mode },
+        _ => return None,
+    })
 }

@@ -1,12 +1,16 @@
 //! Binding of queries: WITH, SELECT, VALUES, set operations, grouping, ordering, limits, FOR UPDATE.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use isochrone_txn::kv::Lock;
 use isochrone_types::{Error, SqlState, Type, common_type};
 use sqlparser::ast::{self, Distinct, GroupByExpr, LimitClause, OrderByKind, SelectItem, SetExpr};
 
 use super::expr::strip;
 use super::{Binder, BoundQuery, CteDef, Scope, ident, qualified_name};
+use crate::descriptor::TableDescriptor;
+use crate::parse_locks::{LockWish, RowWait, wish, words};
 use crate::plan::expr::{ColId, Expr, Kind};
 use crate::plan::rel::{JoinKind, OutCol, Rel, SetOpKind, SortKey};
 
@@ -30,6 +34,115 @@ pub(crate) fn direction(o: &ast::OrderByOptions) -> Result<(bool, bool), Error> 
         },
     };
     Ok((desc, o.nulls_first.unwrap_or(desc)))
+}
+
+fn not_lockable(lock: Lock, text: &str) -> Error {
+    Error::new(SqlState::FEATURE_NOT_SUPPORTED, format!("{} {text}", words(lock)))
+}
+
+/// What locking clauses can speak of in a FROM clause.
+#[derive(Default)]
+struct Lockable {
+    tables: Vec<LockableTable>,
+    /// Names of WITH queries.
+    ctes: Vec<Arc<str>>,
+    /// What must hold for a row of a table that cannot be missing.
+    predicates: Vec<Expr>,
+    outer: bool,
+    /// There is a subquery whose rows are not rows of tables.
+    opaque: bool,
+}
+
+struct LockableTable {
+    table: Arc<TableDescriptor>,
+    cols: Vec<ColId>,
+    alias: Arc<str>,
+    /// An outer join may leave it out.
+    nullable: bool,
+    wish: Option<(Lock, RowWait)>,
+}
+
+impl Lockable {
+    fn look(&mut self, rel: &Rel, nullable: bool) {
+        match rel {
+            Rel::Table { table, cols, alias } => self.tables.push(LockableTable {
+                table: table.clone(),
+                cols: cols.clone(),
+                alias: alias.clone(),
+                nullable,
+                wish: None,
+            }),
+            Rel::Join { kind, left, right, on } => {
+                match kind {
+                    JoinKind::Inner if !nullable => self.predicates.extend(on.iter().cloned()),
+                    JoinKind::Inner => {}
+                    _ => self.outer = true,
+                }
+                self.look(left, nullable || *kind == JoinKind::Full);
+                self.look(right, nullable || *kind != JoinKind::Inner);
+            }
+            Rel::Filter { input, predicates } => {
+                if !nullable {
+                    self.predicates.extend(predicates.iter().cloned());
+                }
+                self.look(input, nullable);
+            }
+            Rel::Sort { input, .. } | Rel::Lock { input, .. } => self.look(input, nullable),
+            Rel::Cte { alias, .. } => self.ctes.push(alias.clone()),
+            Rel::One | Rel::Virtual { .. } | Rel::Values { .. } | Rel::Function { .. } => {}
+            Rel::Project { .. }
+            | Rel::Aggregate { .. }
+            | Rel::Distinct { .. }
+            | Rel::Limit { .. }
+            | Rel::SetOp { .. } => self.opaque = true,
+        }
+    }
+}
+
+/// FOR UPDATE and its relatives: each table is locked once, as strongly as any clause wants it, and of what clauses do
+/// about rows that others hold NOWAIT goes before SKIP LOCKED, and that before waiting (as in PostgreSQL).
+fn lock_rows(mut rel: Rel, clauses: &[ast::LockClause]) -> Result<Rel, Error> {
+    let mut at = Lockable::default();
+    at.look(&rel, false);
+    for clause in clauses {
+        let LockWish { lock, of, wait } = wish(clause)?;
+        let mut found = false;
+        for t in at.tables.iter_mut().filter(|t| of.as_deref().is_none_or(|o| o == &*t.alias)) {
+            found = true;
+            if t.nullable {
+                return Err(not_lockable(lock, "cannot be applied to the nullable side of an outer join"));
+            }
+            let (l, w) = t.wish.unwrap_or((lock, wait));
+            t.wish = Some((l.max(lock), w.max(wait)));
+        }
+        match of {
+            None if at.opaque => {
+                return Err(Error::unsupported(format!("{} of a subquery in FROM", words(lock))));
+            }
+            Some(of) if !found && at.ctes.iter().any(|c| **c == *of) => {
+                return Err(not_lockable(lock, "cannot be applied to a WITH query"));
+            }
+            Some(of) if !found => {
+                let clause = words(lock);
+                return Err(Error::new(
+                    SqlState::UNDEFINED_TABLE,
+                    format!("relation \"{of}\" in {clause} clause not found in FROM clause"),
+                ));
+            }
+            _ => {}
+        }
+    }
+    let Lockable { tables, predicates, outer, .. } = at;
+    if predicates.iter().any(Expr::has_subquery) && tables.iter().filter(|t| t.wish.is_some()).count() > 1 {
+        return Err(Error::unsupported("FOR UPDATE of a join with a subquery in WHERE"));
+    }
+    for LockableTable { table, cols, wish, .. } in tables {
+        if let Some((lock, wait)) = wish {
+            let (input, predicates) = (Box::new(rel), predicates.clone());
+            rel = Rel::Lock { input, table, cols, predicates, lock, wait, outer };
+        }
+    }
+    Ok(rel)
 }
 
 impl Binder<'_> {
@@ -123,7 +236,14 @@ impl Binder<'_> {
             SetExpr::Query(q) => {
                 let q = self.query(q, keep_unknown)?;
                 match around {
-                    Some(a) if !a.order.is_empty() || a.limit.is_some() || a.offset.is_some() => q,
+                    Some(a)
+                        if !a.order.is_empty()
+                            || a.limit.is_some()
+                            || a.offset.is_some()
+                            || !a.locks.is_empty() =>
+                    {
+                        q
+                    }
                     _ => return Ok(q),
                 }
             }
@@ -171,11 +291,12 @@ impl Binder<'_> {
             }
         };
         let Some(around) = around else { return Ok(query) };
-        if !around.locks.is_empty() {
-            return Err(Error::new(
-                SqlState::FEATURE_NOT_SUPPORTED,
-                "FOR UPDATE is not allowed with UNION/INTERSECT/EXCEPT or VALUES",
-            ));
+        if let Some(lock) = around.locks.first() {
+            let text = match body {
+                SetExpr::Values(_) => "cannot be applied to VALUES",
+                _ => "is not allowed with UNION/INTERSECT/EXCEPT",
+            };
+            return Err(not_lockable(wish(lock)?.lock, text));
         }
         // ORDER BY sees the output columns only.
         let BoundQuery { mut rel, out } = query;
@@ -574,12 +695,21 @@ impl Binder<'_> {
         let aggregates = std::mem::take(&mut self.scope().aggregates);
         let grouping = grouped || !aggregates.is_empty();
         let locks = around.map_or(&[][..], |a| a.locks);
-        if !locks.is_empty() && (grouping || distinct || !distinct_on.is_empty() || !set_functions.is_empty())
-        {
-            return Err(Error::new(
-                SqlState::FEATURE_NOT_SUPPORTED,
-                "FOR UPDATE is not allowed with GROUP BY, aggregates, DISTINCT or set-returning functions",
-            ));
+        if let Some(lock) = locks.first() {
+            let lock = wish(lock)?.lock;
+            if distinct || !distinct_on.is_empty() {
+                return Err(not_lockable(lock, "is not allowed with DISTINCT clause"));
+            }
+            if grouped {
+                return Err(not_lockable(lock, "is not allowed with GROUP BY clause"));
+            }
+            if grouping {
+                return Err(not_lockable(lock, "is not allowed with aggregate functions"));
+            }
+            if !set_functions.is_empty() {
+                let text = "is not allowed with set-returning functions in the target list";
+                return Err(not_lockable(lock, text));
+            }
         }
         if !predicates.is_empty() {
             rel = Rel::Filter { input: Box::new(rel), predicates: predicates.clone() };
@@ -699,8 +829,8 @@ impl Binder<'_> {
         if !order.is_empty() {
             rel = Rel::Sort { input: Box::new(rel), keys: order.into_iter().map(|(k, _)| k).collect() };
         }
-        for lock in locks {
-            rel = self.lock(rel, lock, &predicates)?;
+        if !locks.is_empty() {
+            rel = lock_rows(rel, locks)?;
         }
         if let Some(a) = around {
             rel = self.limits(rel, a)?;
@@ -721,61 +851,6 @@ impl Binder<'_> {
             exprs.push((col, e));
         }
         Expr::col(col, ty)
-    }
-
-    fn lock(&mut self, mut rel: Rel, lock: &ast::LockClause, predicates: &[Expr]) -> Result<Rel, Error> {
-        if matches!(lock.nonblock, Some(ast::NonBlock::SkipLocked)) {
-            return Err(Error::unsupported("SKIP LOCKED"));
-        }
-        if lock.nonblock.is_some() {
-            return Err(Error::unsupported("NOWAIT"));
-        }
-        let of = lock.of.as_ref().map(qualified_name).transpose()?.map(|(_, n)| n);
-        // Tables of this query level only: a derived table's rows are its own.
-        let mut tables = Vec::new();
-        let mut at = vec![&rel];
-        let mut outer_join = false;
-        while let Some(r) = at.pop() {
-            match r {
-                Rel::Table { table, cols, alias } if of.as_deref().is_none_or(|o| o == &**alias) => {
-                    tables.push((table.clone(), cols.clone()));
-                }
-                Rel::Join { kind, left, right, .. } => {
-                    outer_join |= *kind != JoinKind::Inner;
-                    at.push(right);
-                    at.push(left);
-                }
-                Rel::Filter { input, .. } | Rel::Sort { input, .. } | Rel::Lock { input, .. } => {
-                    at.push(input)
-                }
-                _ => {}
-            }
-        }
-        if tables.is_empty() && of.is_some() {
-            return Err(Error::new(
-                SqlState::UNDEFINED_TABLE,
-                format!(
-                    "relation \"{}\" in FOR UPDATE clause not found in FROM clause",
-                    of.unwrap_or_default()
-                ),
-            ));
-        }
-        if outer_join {
-            return Err(Error::unsupported("FOR UPDATE with an outer join"));
-        }
-        if predicates.iter().any(Expr::has_subquery) && tables.len() > 1 {
-            return Err(Error::unsupported("FOR UPDATE of a join with a subquery in WHERE"));
-        }
-        for (table, cols) in tables {
-            rel = Rel::Lock {
-                input: Box::new(rel),
-                table,
-                cols,
-                predicates: predicates.to_vec(),
-                nowait: false,
-            };
-        }
-        Ok(rel)
     }
 
     /// Names and expressions of a select list.

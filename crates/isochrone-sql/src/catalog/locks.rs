@@ -1,8 +1,9 @@
-//! Table locks of one node: what keeps a transaction from committing on a table that has changed under it.
+//! Table locks of a gateway: what keeps its transactions from committing on a table that has changed under them.
 //!
 //! Every transaction holds a shared lock on every table it used, until it ends; DDL that changes a table holds the
-//! exclusive lock until its transaction ends and its snapshot is published (PostgreSQL's ACCESS EXCLUSIVE; all
-//! weaker modes are one here). They live in memory only: a crash ends all transactions anyway.
+//! exclusive lock, on every gateway ([`super::gateways`]), until its transaction ends and its snapshot is published
+//! (PostgreSQL's ACCESS EXCLUSIVE; all weaker modes are one here). They live in memory only: a crash ends all
+//! transactions of the gateway anyway.
 //!
 //! Invariants
 //!   L1  Exclusive excludes every other owner. An owner may hold both.
@@ -179,6 +180,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-fn timed_out() -> Error {
+/// 55P03.
+pub(super) fn timed_out() -> Error {
     Error::new(SqlState::LOCK_NOT_AVAILABLE, "canceling statement due to lock timeout")
 }

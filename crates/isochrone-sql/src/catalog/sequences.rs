@@ -6,9 +6,11 @@
 //!
 //! Invariants
 //!   S1  Within an epoch no value is given out twice.
-//!   S2  A value of an epoch that `setval` has ended is not given out on this node any more.
+//!   S2  When `setval` has returned, a value of an epoch that it ended is not given out on any node any more: it tells
+//!       all gateways, and one that cannot be told has lost its schema lease and forgets what it knew.
 //!
-//! Gaps are normal: after a restart, after an error, between sessions. Missing: CYCLE; telling other nodes of setval.
+//! Gaps are normal: after a restart, after an error, between sessions. Failure: a `setval` that is committed and cannot
+//! be told succeeds, with a warning in the log: other nodes may give out the rest of their blocks. Missing: CYCLE.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -19,14 +21,19 @@ use isochrone_base::keyspace::COUNTER;
 use isochrone_txn::kv::{self, BoxFuture, KvStore, Lock, TxnOptions};
 use isochrone_types::{Error, SqlState};
 
+use super::advisory::SessionAdvisory;
+use super::gateways::tell;
+use super::messages::{Answer, Message};
 use super::snapshot::CatalogSnapshot;
 use super::store::sequence_key;
 use crate::descriptor::SequenceDescriptor;
-use crate::relation::Sequences;
+use crate::relation::{AdvisoryLocks, Sequences};
 use crate::session::kv_error;
 
 /// How often `setval` and the first use try again when they meet each other.
 const STATE_ATTEMPTS_MAX: usize = 16;
+/// How often all gateways are told of a setval that is committed.
+const TELL_ATTEMPTS_MAX: usize = 3;
 /// Values a node takes from the store at once when the sequence does not say more.
 pub const BLOCK: u32 = 32;
 
@@ -34,11 +41,11 @@ pub const BLOCK: u32 = 32;
 struct State {
     base: i128,
     epoch: u64,
-    /// Indexes n that this node may give out.
+    /// Indexes n that this gateway may give out.
     free: Range<u64>,
 }
 
-/// The sequences of a node.
+/// The sequences of a gateway.
 pub struct NodeSequences {
     store: Arc<dyn KvStore>,
     states: Mutex<BTreeMap<u32, State>>,
@@ -167,7 +174,8 @@ impl NodeSequences {
             .await;
             match result {
                 Ok(epoch) => {
-                    self.with(|m| m.insert(sequence.oid, State { base, epoch, free: 0..0 }));
+                    self.know(sequence.oid, base, epoch);
+                    self.tell_all(sequence, base, epoch).await;
                     return Ok(());
                 }
                 Err(kv::Error::Serialization(_) | kv::Error::Deadlock) if attempt < STATE_ATTEMPTS_MAX => {}
@@ -175,6 +183,34 @@ impl NodeSequences {
             }
         }
         unreachable!("the loop returns at its bound")
+    }
+
+    /// S2.
+    async fn tell_all(&self, sequence: &SequenceDescriptor, base: i128, epoch: u64) {
+        let message = Message::Sequence { oid: sequence.oid, epoch, base };
+        for _ in 0..TELL_ATTEMPTS_MAX {
+            match tell(&self.store, &message).await {
+                Ok(answers) if answers.iter().all(|(_, a)| *a == Ok(Answer::Done)) => return,
+                Ok(_) => {}
+                Err(e) => tracing::debug!(error = %e, "a setval was not told"),
+            }
+        }
+        tracing::warn!(sequence = %sequence.name, "not every node has heard that a sequence was set");
+    }
+
+    /// The sequence was set, here or by another gateway. Kept also if it was not used here yet: what we would read of
+    /// it, with a clock that is behind, may be from before.
+    pub fn know(&self, oid: u32, base: i128, epoch: u64) {
+        self.with(|m| {
+            if m.get(&oid).is_none_or(|s| s.epoch < epoch) {
+                m.insert(oid, State { base, epoch, free: 0..0 });
+            }
+        });
+    }
+
+    /// The schema lease was lost: what is known may be old.
+    pub fn forget_all(&self) {
+        self.with(BTreeMap::clear);
     }
 
     /// Back to the start (TRUNCATE .. RESTART IDENTITY).
@@ -201,12 +237,13 @@ struct Mine {
 pub struct SessionSequences {
     node: Arc<NodeSequences>,
     mine: Mutex<Mine>,
+    advisory: Arc<SessionAdvisory>,
 }
 
 impl SessionSequences {
     /// For a new session.
-    pub fn new(node: Arc<NodeSequences>) -> SessionSequences {
-        SessionSequences { node, mine: Mutex::default() }
+    pub fn new(node: Arc<NodeSequences>, advisory: Arc<SessionAdvisory>) -> SessionSequences {
+        SessionSequences { node, mine: Mutex::default(), advisory }
     }
 
     fn with<R>(&self, f: impl FnOnce(&mut Mine) -> R) -> R {
@@ -238,6 +275,10 @@ impl SessionSequences {
 }
 
 impl Sequences for SessionSequences {
+    fn advisory(&self) -> Option<&dyn AdvisoryLocks> {
+        Some(&*self.advisory)
+    }
+
     fn reserve<'a>(&'a self, sequence: u32, n: usize) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async move {
             let have = self.with(|m| {
@@ -259,7 +300,8 @@ impl Sequences for SessionSequences {
         let (base, epoch) = self
             .node
             .with(|m| m.get(&sequence).map(|s| (s.base, s.epoch)))
-            .ok_or_else(|| Error::internal("a sequence value was taken that was not reserved"))?;
+            // Forgotten between reserve and take (a lost lease, a drop): a new attempt reserves anew.
+            .ok_or_else(|| Error::new(SqlState::SERIALIZATION_FAILURE, "the sequence is read again"))?;
         self.with(|m| {
             let queue = m.reserved.entry(sequence).or_default();
             while let Some((e, range)) = queue.front_mut() {

@@ -188,6 +188,18 @@ impl CatalogSnapshot {
         self.sequences.remove(&oid);
     }
 
+    /// Tables that are as they were in an earlier reading of the same catalog are true since then, and not only since
+    /// they were read again.
+    pub fn keep_valid_from(&mut self, earlier: &CatalogSnapshot) {
+        for (oid, entry) in &mut self.tables {
+            if let Some(before) = earlier.tables.get(oid)
+                && before.table.version == entry.table.version
+            {
+                entry.valid_from = before.valid_from;
+            }
+        }
+    }
+
     /// Marks the given tables as true from `ts` on: called when their DDL transaction has committed.
     pub fn set_valid_from(&mut self, oids: &[u32], ts: Timestamp) {
         for oid in oids {

@@ -443,6 +443,7 @@ pub(super) async fn create_from_parts(
         return Err(e);
     }
     let oid = store::new_oid(ctx.store()).await?;
+    ctx.state.made.insert(oid);
     let table_id = ctx.fresh_table_id().await?;
     let no_key = IndexDescriptor {
         id: 0,

@@ -8,13 +8,21 @@
 //!        that changes meanwhile fails the batch, which is then read again, smaller
 //!     3. a transaction makes it Public
 //!
+//! Over several gateways: step 1 has frozen the table on all of them ([`crate::catalog::gateways`]), and returns when
+//! each has read the catalog with the new index, or has lost its schema lease, so no writer misses it. The batches take
+//! the shared lock of their own gateway only. That is enough: writers elsewhere may go on, because they maintain the
+//! index, and a batch is validated against their rows like any transaction; and who wants to *change* the table, on any
+//! gateway, must freeze it on this one first, which waits for the running batch and holds back the next. That one
+//! looks at the catalog after it got the lock and when it is beyond doubt. If this gateway is cut off instead, the
+//! change waits for the end of its schema lease, and a batch never commits above the lease it began under.
+//!
 //! A crash or an error between leaves an index that is maintained and never read: after an error it is removed, after
 //! a crash DROP INDEX does it (as PostgreSQL's invalid indexes). Inside a block, or on a table of the same
 //! transaction, the table stays locked and the index is filled at once.
 
 use std::sync::Arc;
 
-use isochrone_base::KeyRange;
+use isochrone_base::{KeyRange, Timestamp};
 use isochrone_txn::kv::{self, Isolation, Lock, ScanOptions, TxnOptions};
 use isochrone_types::{Error, Settings, SqlState};
 use sqlparser::ast::{CreateIndex, IndexType};
@@ -23,6 +31,7 @@ use super::create_table::{index_columns, make_index};
 use super::rewrite::{BATCH_ROWS, fill_index, index_range};
 use super::{Action, DdlContext, drop, made_name, object_name};
 use crate::catalog::locks::TABLE_LOCK_WAIT_MAX;
+use crate::catalog::store;
 use crate::descriptor::{IndexState, TableDescriptor};
 use crate::rows::{IndexCodec, RowCodec, unique_violation};
 use crate::session::{Database, kv_error};
@@ -80,8 +89,8 @@ async fn prepare(
     };
     let table = ctx.lock_table(&table_name).await?;
     let mut next = TableDescriptor::clone(&table);
-    let id = next.next_index_id;
-    next.next_index_id += 1;
+    let id = store::new_index_id(ctx.store(), table.oid, next.next_index_id).await?;
+    next.next_index_id = id + 1;
     let mut index =
         make_index(&table, id, name, create.unique, false, &columns).map_err(|e| match e.sqlstate {
             SqlState::UNDEFINED_COLUMN => {
@@ -122,8 +131,8 @@ pub(super) async fn add_filled(
     columns: &[(String, bool)],
 ) -> Result<(), Error> {
     let mut next = TableDescriptor::clone(table);
-    let id = next.next_index_id;
-    next.next_index_id += 1;
+    let id = store::new_index_id(ctx.store(), table.oid, next.next_index_id).await?;
+    next.next_index_id = id + 1;
     next.indexes.push(make_index(table, id, name, true, true, columns)?);
     ctx.state.on_rollback.push(Action::ClearIndex(table.table_id, id));
     ctx.put_table(next)?;
@@ -144,6 +153,10 @@ fn gone() -> Error {
     Error::new(SqlState::UNDEFINED_OBJECT, "the index was dropped while it was being built")
 }
 
+fn changes_too_fast() -> Error {
+    Error::new(SqlState::SERIALIZATION_FAILURE, "the catalog changes too fast for this statement")
+}
+
 /// Step 2. To be called again is harmless.
 pub async fn build_index_online(
     db: &Arc<Database>,
@@ -159,12 +172,29 @@ pub async fn build_index_online(
     let mut rows_max = BATCH_ROWS;
     let mut attempts = 0;
     while let Some(range) = rest.clone() {
+        let losses = db.catalog().losses();
+        db.settle().await?;
         // The table may not change within a batch.
         db.locks().shared(online.table_oid, owner, TABLE_LOCK_WAIT_MAX, db.timer()).await?;
+        let max_ts = match db.lease_of(losses).await {
+            Ok(_) if db.catalog().is_doubtful() => Err(changes_too_fast()),
+            other => other,
+        };
+        let max_ts = match max_ts {
+            Ok(max_ts) => max_ts,
+            Err(e) => {
+                db.locks().release(owner, [online.table_oid]);
+                if e.is_retryable() && attempts < BATCH_ATTEMPTS_MAX {
+                    attempts += 1;
+                    continue;
+                }
+                return Err(e);
+            }
+        };
         let table = db.catalog().current().table_by_oid(online.table_oid).map(|e| e.table.clone());
         let result = match table {
             Some(table) if table.table_id == table_id => {
-                batch(db, &table, online.index_id, &range, rows_max, settings).await
+                batch(db, max_ts, &table, online.index_id, &range, rows_max, settings).await
             }
             // TRUNCATE or a rewrite: whatever is under the new id was written with the index.
             Some(table) if table.indexes.iter().any(|i| i.id == online.index_id) => Ok(None),
@@ -190,6 +220,7 @@ pub async fn build_index_online(
 /// One batch; gives the rest of the range.
 async fn batch(
     db: &Arc<Database>,
+    max_ts: Timestamp,
     table: &Arc<TableDescriptor>,
     index_id: u32,
     range: &KeyRange,
@@ -199,7 +230,7 @@ async fn batch(
     let index = table.indexes.iter().find(|i| i.id == index_id).ok_or_else(gone)?;
     let rows = RowCodec::new(table)?;
     let codec = IndexCodec::new(table, index)?;
-    let options = TxnOptions { isolation: Isolation::Serializable, ..TxnOptions::default() };
+    let options = TxnOptions { isolation: Isolation::Serializable, max_ts, ..TxnOptions::default() };
     let mut txn = db.store().begin(options);
     let page = txn.scan(range, ScanOptions { reverse: false, rows_max }).await.map_err(kv_error)?;
     for (key, value) in &page.rows {

@@ -9,8 +9,8 @@
 //! * `rewrite` moves a table's rows to a new id or fills an index, in bounded batches
 //!
 //! Invariants
-//!   D1  A descriptor is changed only while its table's exclusive lock is held, or in a table made by the same
-//!       transaction.
+//!   D1  A descriptor is changed only while its table's exclusive lock is held, on this gateway and on all others
+//!       ([`crate::catalog::gateways`]), or in a table made by the same transaction. Row estimates are an exception.
 //!   D2  The overlay and the rows written say the same.
 //!
 //! Not supported, and refused by name (0A000): foreign keys, inheritance, partitions, temporary tables, generated
@@ -32,6 +32,7 @@ use isochrone_txn::kv::{Isolation, KvStore, KvTxn, Lock, TxnOptions};
 use isochrone_types::{Datum, Error, SqlState};
 use sqlparser::ast::{self, Ident, ObjectName, ObjectNamePart};
 
+use crate::catalog::gateways::Hold;
 use crate::catalog::locks::Owner;
 use crate::catalog::{CatalogSnapshot, codec, store};
 use crate::descriptor::{IndexState, SequenceDescriptor, TableDescriptor};
@@ -74,6 +75,10 @@ pub struct DdlState {
     pub loaded: BTreeSet<u32>,
     /// Indexes (table oid, index id) that become Public at COMMIT.
     pub pending: Vec<(u32, u32)>,
+    /// Tables (oids) made by this transaction: no other gateway can use them.
+    pub made: BTreeSet<u32>,
+    /// What other gateways keep for this transaction, once it locked a table.
+    pub hold: Option<Hold>,
     /// Tables (oids) that DML of this transaction wrote through its buffer.
     pub dirty: BTreeSet<u32>,
     /// The transaction's level.
@@ -183,7 +188,9 @@ impl DdlContext<'_> {
         let version = store::decode_version(row.as_ref())?;
         let mut base = self.db.catalog().current();
         if base.version != version || self.db.catalog().is_doubtful() {
-            base = Arc::new(store::load(self.txn).await?);
+            let mut read = store::load(self.txn).await?;
+            read.keep_valid_from(&base);
+            base = Arc::new(read);
         }
         let next = version + 1;
         self.txn.put(key, Some(next.to_be_bytes().to_vec().into())).map_err(kv_error)?;
@@ -237,8 +244,18 @@ impl DdlContext<'_> {
         let table = self.table(name)?;
         self.locked.insert(table.oid);
         self.db.locks().exclusive(table.oid, self.owner, self.lock_wait, self.db.timer()).await?;
+        if !self.state.made.contains(&table.oid) {
+            let id = self.txn.id();
+            let hold = self.state.hold.get_or_insert_with(|| Hold::new(self.db, id));
+            hold.add(table.oid, self.lock_wait).await?;
+        }
         // C1 keeps other DDL away since `begin`, so the descriptor cannot have changed while we waited.
         self.table(name)
+    }
+
+    /// In long work on locked tables, now and then: do other gateways still keep them?
+    pub(crate) fn check_hold(&self) -> Result<(), Error> {
+        self.state.hold.as_ref().map_or(Ok(()), Hold::check)
     }
 
     /// The table of that name; 42P01, or 42809 when it is something else.

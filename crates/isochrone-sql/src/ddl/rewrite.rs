@@ -298,6 +298,7 @@ async fn feed(
     }
     let mut rest = Some(index_range(old.table_id, 0));
     while let Some(range) = rest {
+        ctx.check_hold()?;
         let options = ScanOptions { reverse: false, rows_max: BATCH_ROWS };
         let txn = if fresh { &mut *reader } else { &mut *ctx.txn };
         let page = txn.scan(&range, options).await.map_err(kv_error)?;
@@ -367,6 +368,7 @@ pub(super) async fn find_row(
     }
     let mut rest = Some(index_range(table.table_id, 0));
     while let Some(range) = rest {
+        ctx.check_hold()?;
         let options = ScanOptions { reverse: false, rows_max: BATCH_ROWS };
         let txn = if fresh { &mut *reader } else { &mut *ctx.txn };
         let page = txn.scan(&range, options).await.map_err(kv_error)?;

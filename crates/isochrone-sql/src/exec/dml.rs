@@ -251,7 +251,8 @@ async fn update_conflicting(
             "Ensure that no rows proposed for insertion within the same command have duplicate constrained values.",
         ));
     }
-    let Some(value) = x.txn.get(&key, Lock::Exclusive).await.map_err(kv_error)? else {
+    let lock = p.conflict.as_ref().map_or(Lock::Exclusive, |c| c.lock);
+    let Some(value) = x.txn.get(&key, lock).await.map_err(kv_error)? else {
         return Err(Error::new(
             SqlState::SERIALIZATION_FAILURE,
             "could not serialize access due to concurrent delete",
@@ -361,11 +362,11 @@ async fn lock_target(
     writer: &TableWriter,
     slots: &[usize],
     recheck: &Exprs,
-    key: &[u8],
+    (key, lock): (&[u8], Lock),
     input: &mut [Datum],
     x: &mut Exec<'_>,
 ) -> Result<Option<(Vec<Datum>, bool)>, Error> {
-    let Some(value) = x.txn.get(key, Lock::Exclusive).await.map_err(kv_error)? else { return Ok(None) };
+    let Some(value) = x.txn.get(key, lock).await.map_err(kv_error)? else { return Ok(None) };
     let now = writer.rows.decode(key, &value)?;
     let mut changed = false;
     for (p, s) in slots.iter().enumerate() {
@@ -411,7 +412,7 @@ async fn update(p: &UpdatePlan, x: &mut Exec<'_>) -> Result<(u64, VecDeque<Batch
             let (old, moved) = if p.locked {
                 (found, false)
             } else {
-                match lock_target(&p.writer, &p.slots, &p.recheck, &key, &mut input, x).await? {
+                match lock_target(&p.writer, &p.slots, &p.recheck, (&key, p.lock), &mut input, x).await? {
                     Some(row) => row,
                     None => continue,
                 }
@@ -476,7 +477,9 @@ async fn delete(p: &DeletePlan, x: &mut Exec<'_>) -> Result<(u64, VecDeque<Batch
             let (old, moved) = if p.locked {
                 (found, false)
             } else {
-                match lock_target(&p.writer, &p.slots, &p.recheck, &key, &mut input, x).await? {
+                match lock_target(&p.writer, &p.slots, &p.recheck, (&key, Lock::Exclusive), &mut input, x)
+                    .await?
+                {
                     Some(row) => row,
                     None => continue,
                 }

@@ -331,7 +331,7 @@ pub fn eval_ref<'a>(e: &'a Expr, row: RowRef<'a>, cx: &'a EvalCx<'_>) -> Result<
         Kind::NextVal(s) => Datum::Int8(cx.sequences.take(*s)?),
         Kind::CurrVal(s) => Datum::Int8(cx.sequences.current(*s)?),
         Kind::LastVal => Datum::Int8(cx.sequences.last()?),
-        Kind::Col(_) | Kind::Sub(_) | Kind::SetVal(..) => {
+        Kind::Col(_) | Kind::Sub(_) | Kind::SetVal(..) | Kind::Advisory(..) => {
             return Err(Error::internal("an expression was not made physical"));
         }
     };

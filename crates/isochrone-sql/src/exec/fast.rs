@@ -74,6 +74,9 @@ pub(crate) async fn run(
             };
             x.check_cancel()?;
             let Some(key) = key_of(scan, &x)? else { return Ok(None) };
+            if scan.peek {
+                return Ok(None);
+            }
             let Some(value) = x.txn.get(&key, Lock::None).await.map_err(kv_error)? else { return done(0) };
             let row = scan.reader.decode(&key, &value)?;
             let cx = x.cx();
@@ -106,7 +109,7 @@ pub(crate) async fn run(
         }
         PlanKind::Update(u) => {
             let Some(scan) = scan_of(&u.input) else { return Ok(None) };
-            if !scan.lock
+            if scan.lock == Lock::None
                 || u.returning.is_some()
                 || !u.values.items.is_empty()
                 || !u.values.reserve.is_empty()
@@ -115,7 +118,7 @@ pub(crate) async fn run(
             }
             x.check_cancel()?;
             let Some(key) = key_of(scan, &x)? else { return Ok(None) };
-            let Some(value) = x.txn.get(&key, Lock::Exclusive).await.map_err(kv_error)? else {
+            let Some(value) = x.txn.get(&key, scan.lock).await.map_err(kv_error)? else {
                 return done(0);
             };
             let input = scan.reader.decode(&key, &value)?;

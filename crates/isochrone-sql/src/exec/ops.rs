@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use isochrone_txn::kv::{BoxFuture, Lock};
+use isochrone_txn::kv::{self, BoxFuture};
 use isochrone_types::{CastContext, Datum, Error, SqlState, Type, cast, resolve_operator};
 use rustc_hash::FxHashSet;
 
@@ -13,6 +13,7 @@ use super::join::{JoinRun, LookupRun};
 use super::scan::ScanRun;
 use super::sort::{AggregateRun, SetOpRun, SortRun};
 use super::{BATCH_WORK, Exec, collect, kv_error};
+use crate::parse_locks::RowWait;
 use crate::plan::expr::Expr;
 use crate::plan::node::{ApplyItem, LockTarget, Node, NodeOp};
 use crate::plan::rel::SetFunction;
@@ -377,10 +378,19 @@ pub(crate) async fn apply_item(item: &ApplyItem, row: RowRef<'_>, x: &mut Exec<'
             x.sequences.set(*sequence, v, called).await?;
             Ok(Datum::Int8(v))
         }
+        ApplyItem::Advisory { call, args } => {
+            let args = {
+                let cx = x.cx();
+                args.iter().map(|e| eval(e, row, &cx)).collect::<Result<Vec<_>, _>>()?
+            };
+            let locks = x.sequences.advisory();
+            locks.ok_or_else(|| Error::unsupported("an advisory lock in this place"))?.call(*call, args).await
+        }
     }
 }
 
-/// Locks a row that qualified. If it has changed, what it is now must qualify too; `None`: it does not, or is gone.
+/// Locks a row that qualified. If it has changed, what it is now must qualify too; `None`: it does not, or is gone, or
+/// somebody else holds it and it is skipped.
 pub(crate) async fn lock_row(
     target: &LockTarget,
     mut row: Vec<Datum>,
@@ -395,7 +405,22 @@ pub(crate) async fn lock_row(
     }
     let codec = crate::rows::RowCodec::new(table)?;
     let key = codec.key(&full)?;
-    let Some(value) = x.txn.get(&key, Lock::Exclusive).await.map_err(kv_error)? else { return Ok(None) };
+    let found = match target.wait {
+        RowWait::Wait => x.txn.get(&key, target.lock).await,
+        RowWait::Skip | RowWait::Fail => x.txn.try_get(&key, target.lock).await,
+    };
+    let value = match found {
+        Ok(Some(value)) => value,
+        Ok(None) => return Ok(None),
+        Err(kv::Error::LockTimeout(_)) if target.wait == RowWait::Skip => return Ok(None),
+        Err(kv::Error::LockTimeout(_)) if target.wait == RowWait::Fail => {
+            return Err(Error::new(
+                SqlState::LOCK_NOT_AVAILABLE,
+                format!("could not obtain lock on row in relation \"{}\"", table.name),
+            ));
+        }
+        Err(e) => return Err(kv_error(e)),
+    };
     let now = codec.decode(&key, &value)?;
     let mut changed = false;
     for (p, s) in target.slots.iter().enumerate() {
@@ -406,7 +431,14 @@ pub(crate) async fn lock_row(
             row[*s] = now[p].clone();
         }
     }
-    if changed {
+    if changed && target.outer {
+        return Err(Error::new(
+            SqlState::SERIALIZATION_FAILURE,
+            "could not serialize access: a row of an outer join changed while its lock was waited for",
+        ));
+    }
+    // For SKIP LOCKED an index's entry and the row may have been read at different moments.
+    if changed || target.wait == RowWait::Skip {
         let values = x.exprs(&target.recheck, &row).await?;
         if !values.iter().all(Datum::is_true) {
             return Ok(None);

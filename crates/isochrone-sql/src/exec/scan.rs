@@ -156,15 +156,22 @@ impl ScanRun {
             if !self.points.is_empty() {
                 while out.len() < BATCH_ROWS {
                     let Some(key) = self.points.pop_front() else { break };
-                    let lock = if scan.lock { Lock::Exclusive } else { Lock::None };
-                    let Some(value) = x.txn.get(&key, lock).await.map_err(kv_error)? else { continue };
+                    let found = match scan.peek {
+                        true => x.txn.peek(&key).await,
+                        false => x.txn.get(&key, scan.lock).await,
+                    };
+                    let Some(value) = found.map_err(kv_error)? else { continue };
                     self.take(scan, &key, value, &mut out, x).await?;
                 }
                 continue;
             }
             let Some(range) = self.ranges.pop_front() else { return Ok(None) };
             let options = ScanOptions { reverse: scan.reverse, rows_max: self.page };
-            let page = x.txn.scan(&range, options).await.map_err(kv_error)?;
+            let page = match scan.peek {
+                true => x.txn.peek_scan(&range, options).await,
+                false => x.txn.scan(&range, options).await,
+            };
+            let page = page.map_err(kv_error)?;
             self.page = (self.page * 4).min(BATCH_ROWS);
             if let Some(rest) = page.rest {
                 self.ranges.push_front(rest);
@@ -190,8 +197,13 @@ impl ScanRun {
         } else {
             let mut primary = scan.reader.primary_prefix.clone();
             primary.extend_from_slice(&value);
-            let found: Option<Bytes> = x.txn.get(&primary, Lock::None).await.map_err(kv_error)?;
-            match found {
+            let found: Result<Option<Bytes>, _> = match scan.peek {
+                true => x.txn.peek(&primary).await,
+                false => x.txn.get(&primary, Lock::None).await,
+            };
+            match found.map_err(kv_error)? {
+                // The entry was read at another moment than the row.
+                None if scan.peek => return Ok(()),
                 Some(v) => scan.reader.decode(&primary, &v)?,
                 None => {
                     return Err(Error::new(

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use isochrone_types::{Datum, Error, EvalContext, Type};
+use isochrone_types::{Datum, Error, EvalContext, Numeric, Type};
 
 use super::rows::{constraint_definition, index_definition};
 use super::{ROLE_OID, SessionShared, format_type, schema_name};
 use crate::catalog::snapshot::index_oid;
 use crate::catalog::{CatalogSnapshot, Object};
 use crate::relation::{SessionCall, SessionFunction};
-use crate::session::Database;
+use crate::session::{Database, FOLLOWER_READ_LAG_US};
 
 /// A function, and whether a plan with it is for one session only.
 pub struct Found {
@@ -141,16 +141,27 @@ pub fn find(
                 Arc::new(move |_, _| Ok(Datum::Int8(db.store().now().0 as i64))),
             )
         }
+        // What the statement reads at, in the two forms that AS OF SYSTEM TIME takes.
         ("cluster_timestamp", 0) => {
-            let db = db.clone();
-            found(
-                vec![],
-                Int8,
-                false,
-                false,
-                Arc::new(move |_, _| Ok(Datum::Int8(db.store().now().0 as i64))),
-            )
+            let shared = shared.clone();
+            let call =
+                Arc::new(move |_: &[Datum], _: &EvalContext| Ok(Datum::Int8(shared.snapshot().0 as i64)));
+            found(vec![], Int8, false, true, call)
         }
+        ("cluster_logical_timestamp", 0) => {
+            let shared = shared.clone();
+            let call = Arc::new(move |_: &[Datum], _: &EvalContext| {
+                Numeric::parse(&shared.snapshot().to_string()).map(Datum::from)
+            });
+            found(vec![], Type::Numeric(None), false, true, call)
+        }
+        ("follower_read_timestamp", 0) => found(
+            vec![],
+            Type::Timestamptz,
+            false,
+            false,
+            Arc::new(|_, c| Ok(Datum::Timestamptz(c.statement_time - FOLLOWER_READ_LAG_US as i64))),
+        ),
         ("inet_server_addr" | "inet_client_addr", 0) => constant(vec![], Text, Datum::Null),
         ("inet_server_port" | "inet_client_port", 0) => constant(vec![], Int4, Datum::Null),
         ("current_setting", 1 | 2) => {

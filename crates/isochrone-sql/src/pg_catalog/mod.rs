@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
+use isochrone_base::Timestamp;
 use isochrone_txn::kv::BoxFuture;
 use isochrone_types::{Datum, Error, Type};
 
@@ -36,6 +37,8 @@ pub struct SessionShared {
     changes: Mutex<Vec<(String, String, bool)>>,
     /// `transaction_isolation`.
     isolation: Mutex<&'static str>,
+    /// The timestamp at which the running statement reads.
+    snapshot: AtomicU64,
 }
 
 impl SessionShared {
@@ -47,6 +50,7 @@ impl SessionShared {
             generation: AtomicU64::new(settings.generation()),
             changes: Mutex::default(),
             isolation: Mutex::new("serializable"),
+            snapshot: AtomicU64::new(0),
         }
     }
 
@@ -64,6 +68,16 @@ impl SessionShared {
     /// The level of the running transaction.
     pub fn set_isolation(&self, level: &'static str) {
         *self.isolation.lock().expect("no panic while the lock is held") = level;
+    }
+
+    /// A statement reads at this timestamp.
+    pub fn set_snapshot(&self, ts: Timestamp) {
+        self.snapshot.store(ts.0, Ordering::Relaxed);
+    }
+
+    /// The timestamp at which the running statement reads.
+    pub fn snapshot(&self) -> Timestamp {
+        Timestamp(self.snapshot.load(Ordering::Relaxed))
     }
 
     fn get(&self, name: &str) -> Result<Option<String>, Error> {

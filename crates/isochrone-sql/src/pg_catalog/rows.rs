@@ -912,6 +912,61 @@ pub(super) async fn shards(s: &Source<'_>) -> Rows {
     Ok(out)
 }
 
+fn moment(ts: isochrone_base::Timestamp) -> Datum {
+    Datum::Timestamptz(ts.micros() as i64 - EPOCH_2000_US)
+}
+
+fn span(micros: i64) -> Datum {
+    Datum::Interval(Interval { months: 0, days: 0, micros })
+}
+
+pub(super) async fn replicas(s: &Source<'_>) -> Rows {
+    let rows = s.context.store.replicas().await.map_err(kv_error)?;
+    let row = |r: isochrone_txn::kv::ReplicaInfo| {
+        let (shard, node) = (count(r.shard.0), i4(r.node.0 as i32));
+        vec![shard, node, t(r.role), count(r.applied), count(r.lag), count(r.last_index)]
+    };
+    Ok(rows.into_iter().map(row).collect())
+}
+
+pub(super) async fn nodes(s: &Source<'_>) -> Rows {
+    let rows = s.context.store.nodes().await.map_err(kv_error)?;
+    let row = |n: isochrone_txn::kv::NodeInfo| {
+        vec![
+            i4(n.node.0 as i32),
+            t(n.address),
+            t(n.sql_address),
+            Datum::Bool(n.live),
+            count(n.epoch),
+            n.expires.map_or(NULL, moment),
+            i4(n.leaders as i32),
+            i4(n.replicas as i32),
+            Datum::Bool(n.draining),
+            n.uptime.map_or(NULL, |d| span(i64::try_from(d.as_micros()).unwrap_or(i64::MAX))),
+        ]
+    };
+    Ok(rows.into_iter().map(row).collect())
+}
+
+pub(super) async fn clocks(s: &Source<'_>) -> Rows {
+    let rows = s.context.store.clocks().await.map_err(kv_error)?;
+    let us = |n: u64| span(i64::try_from(n).unwrap_or(i64::MAX));
+    let row = |c: isochrone_txn::kv::ClockInfo| {
+        vec![
+            i4(c.node.0 as i32),
+            t(c.source),
+            us(c.error_us),
+            c.peer.map_or(NULL, |n| i4(n.0 as i32)),
+            c.offset_us.map_or(NULL, span),
+            c.offset_error_us.map_or(NULL, us),
+            b(c.in_service),
+            c.reason.map_or(NULL, t),
+        ]
+    };
+    Ok(rows.into_iter().map(row).collect())
+}
+
+/// Those of the whole cluster, as far as its nodes answer.
 pub(super) async fn transactions(s: &Source<'_>) -> Rows {
     let rows = s.context.store.transactions().await.map_err(kv_error)?;
     let now = s.context.store.now();
@@ -924,11 +979,63 @@ pub(super) async fn transactions(s: &Source<'_>) -> Rows {
                 t(x.state),
                 i4(x.pieces as i32),
                 x.anchor.map_or(NULL, |a| count(a.0)),
-                x.started.map_or(NULL, |ts| Datum::Timestamptz(ts.micros() as i64 - EPOCH_2000_US)),
-                x.started
-                    .map_or(NULL, |ts| Datum::Interval(Interval { months: 0, days: 0, micros: age(ts) })),
+                x.started.map_or(NULL, moment),
+                x.started.map_or(NULL, |ts| span(age(ts))),
             ]
         })
         .collect::<Vec<_>>())
     .map_err(|e: Error| e)
+}
+
+fn lock_table<'s>(s: &'s Source<'_>, key: &[u8]) -> Option<&'s crate::catalog::TableEntry> {
+    isochrone_base::keyspace::table_of(key).and_then(|id| s.snapshot.table_by_key_id(id))
+}
+
+/// Row locks in the memory of all leaseholders, held and waited for.
+pub(super) async fn locks(s: &Source<'_>) -> Rows {
+    let rows = s.context.store.locks().await.map_err(kv_error)?;
+    let now = s.context.store.now();
+    let row = |l: isochrone_txn::kv::LockRow| {
+        let waited = |since: isochrone_base::Timestamp| now.micros().saturating_sub(since.micros()) as i64;
+        vec![
+            l.shard.map_or(NULL, |s| count(s.0)),
+            i4(l.node.0 as i32),
+            lock_table(s, &l.key).map_or(NULL, |e| t(&e.table.name)),
+            t(keys::show(&l.key, &s.snapshot, s.context.eval.settings)),
+            t(l.txn.to_string()),
+            i4(l.gateway.0 as i32),
+            t(mode_words(l.mode)),
+            Datum::Bool(l.waiting_since.is_none()),
+            l.waiting_since.map_or(NULL, moment),
+            l.waiting_since.map_or(NULL, |ts| span(waited(ts))),
+        ]
+    };
+    Ok(rows.into_iter().map(row).collect())
+}
+
+fn mode_words(mode: isochrone_txn::kv::LockMode) -> &'static str {
+    use isochrone_txn::kv::LockMode;
+    match mode {
+        LockMode::KeyShare => "FOR KEY SHARE",
+        LockMode::Share => "FOR SHARE",
+        LockMode::NoKeyUpdate => "FOR NO KEY UPDATE",
+        LockMode::Update => "FOR UPDATE",
+    }
+}
+
+/// The same as far as PostgreSQL's view has room for it: no transaction here has a number of 32 bits.
+pub(super) async fn pg_locks(s: &Source<'_>) -> Rows {
+    let rows = s.context.store.locks().await.map_err(kv_error)?;
+    let row = |l: isochrone_txn::kv::LockRow| {
+        let mut row = vec![NULL; 16];
+        row[0] = t("tuple");
+        row[2] = lock_table(s, &l.key).map_or(NULL, |e| o(e.table.oid));
+        row[10] = t(l.txn.to_string());
+        row[12] = t(mode_words(l.mode));
+        row[13] = Datum::Bool(l.waiting_since.is_none());
+        row[14] = Datum::Bool(false);
+        row[15] = l.waiting_since.map_or(NULL, moment);
+        row
+    };
+    Ok(rows.into_iter().map(row).collect())
 }

@@ -321,7 +321,7 @@ pub(super) const TABLES: &[(&str, &str, &str, MakeRows)] = &[
         PG,
         "pg_locks",
         "locktype text, database oid, relation oid, page int4, tuple int2, virtualxid text, transactionid text, classid oid, objid oid, objsubid int2, virtualtransaction text, pid int4, mode text, granted bool, fastpath bool, waitstart timestamptz",
-        empty,
+        later!(r::pg_locks),
     ),
     (
         PG,
@@ -444,6 +444,30 @@ pub(super) const TABLES: &[(&str, &str, &str, MakeRows)] = &[
         "transactions",
         "txn text, state text, pieces int4, anchor int8, started timestamptz, age interval",
         later!(r::transactions),
+    ),
+    (
+        OWN,
+        "locks",
+        "shard int8, node int4, table text, key text, txn text, gateway int4, mode text, granted bool, waiting_since timestamptz, waited interval",
+        later!(r::locks),
+    ),
+    (
+        OWN,
+        "replicas",
+        "shard int8, node int4, role text, applied int8, lag int8, last_index int8",
+        later!(r::replicas),
+    ),
+    (
+        OWN,
+        "nodes",
+        "node int4, address text, sql_address text, live bool, epoch int8, expires timestamptz, leaders int4, replicas int4, draining bool, uptime interval",
+        later!(r::nodes),
+    ),
+    (
+        OWN,
+        "clocks",
+        "node int4, source text, error interval, peer int4, clock_offset interval, offset_error interval, in_service bool, reason text",
+        later!(r::clocks),
     ),
 ];
 

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use isochrone_txn::kv::Lock;
 use isochrone_types::{Datum, Error, Type};
 
 use super::build::{Hint, Planner, ROWS_UNKNOWN, selectivity};
@@ -412,7 +413,7 @@ impl Planner<'_, '_> {
         predicates: &[Expr],
         filters: Vec<Expr>,
         key_cols: &[ColId],
-        lock: bool,
+        lock: Lock,
     ) -> Result<(Scan, Vec<ColId>), Error> {
         let columns: Vec<usize> = (0..t.cols.len()).filter(|p| self.used.contains(&t.cols[*p])).collect();
         let out: Vec<ColId> = columns.iter().map(|p| t.cols[*p]).collect();
@@ -442,7 +443,8 @@ impl Planner<'_, '_> {
             alias: t.alias.clone(),
             index: access.index,
             covering: access.covering,
-            lock: lock && access.point && access.index == 0,
+            lock: if access.point && access.index == 0 { lock } else { Lock::None },
+            peek: self.peeks(&t.cols),
             parts,
             point: access.point,
             spans,

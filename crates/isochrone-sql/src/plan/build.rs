@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use isochrone_txn::kv::Lock;
 use isochrone_types::{Datum, Error, Type};
 
 use super::expr::{ColId, Expr, Kind, SubKind};
@@ -10,6 +11,7 @@ use super::node::{
 };
 use super::rel::{JoinKind, Rel, SetOpKind, SortKey};
 use crate::bind::{Binder, Bound};
+use crate::parse_locks::RowWait;
 
 /// Rows of a table whose size is unknown.
 pub(crate) const ROWS_UNKNOWN: f64 = 1000.0;
@@ -21,8 +23,8 @@ pub(crate) struct Hint {
     pub order: Vec<SortKey>,
     /// And only the first rows of it.
     pub first_rows: bool,
-    /// The rows will be locked: points may lock at once.
-    pub lock: bool,
+    /// The rows will be locked so: points may lock at once.
+    pub lock: Lock,
 }
 
 /// What a planner leaves besides the node.
@@ -40,6 +42,8 @@ pub(crate) struct Planner<'p, 'a> {
     outer: BTreeMap<ColId, usize>,
     nodes: usize,
     pub used: BTreeSet<ColId>,
+    /// First columns of the tables that are read for SKIP LOCKED.
+    peeked: BTreeSet<ColId>,
 }
 
 /// The slot of a column; XX000 when it is not there.
@@ -71,7 +75,13 @@ impl<'p, 'a> Planner<'p, 'a> {
             outer: BTreeMap::new(),
             nodes: 0,
             used: BTreeSet::new(),
+            peeked: BTreeSet::new(),
         }
+    }
+
+    /// Is this table read for SKIP LOCKED?
+    pub fn peeks(&self, cols: &[ColId]) -> bool {
+        cols.first().is_some_and(|c| self.peeked.contains(c))
     }
 
     pub fn finish(self) -> Parts {
@@ -387,17 +397,22 @@ impl<'p, 'a> Planner<'p, 'a> {
                 let node = self.node(NodeOp::Cte { id, alias, slots }, out, rows, rows);
                 self.filter(node, predicates)
             }
-            Rel::Lock { input, table, cols, predicates: conditions, .. } => {
-                let input = self.plan(*input, predicates, hint)?;
+            Rel::Lock { input, table, cols, predicates: conditions, lock, wait, outer } => {
+                if wait == RowWait::Skip {
+                    self.peeked.extend(cols.first());
+                }
+                // What comes from above decides about rows as they are under the lock.
+                let input = self.plan(*input, Vec::new(), hint)?;
                 let slots: Vec<Option<usize>> =
                     cols.iter().map(|c| input.cols.iter().position(|x| x == c)).collect();
                 let recheck = self.exprs(conditions, &input.cols)?;
                 let (out, rows, cost, order) =
                     (input.cols.clone(), input.rows, input.cost + input.rows * 4.0, input.order.clone());
-                let target = Box::new(LockTarget { table, slots, recheck, one_by_one: hint.first_rows });
+                let one_by_one = hint.first_rows;
+                let target = Box::new(LockTarget { table, slots, recheck, lock, wait, outer, one_by_one });
                 let mut node = self.node(NodeOp::Lock { input: Box::new(input), target }, out, rows, cost);
                 node.order = order;
-                Ok(node)
+                self.filter(node, predicates)
             }
         }
     }
@@ -486,7 +501,7 @@ impl<'p, 'a> Planner<'p, 'a> {
             let hint = Hint {
                 order: vec![SortKey { expr: arg.clone(), desc, nulls_first: desc }],
                 first_rows: true,
-                lock: false,
+                lock: Lock::None,
             };
             let mut with_not_null = below.clone();
             if !self.never_null(c) {
@@ -641,6 +656,10 @@ impl<'p, 'a> Planner<'p, 'a> {
             Kind::SetVal(sequence, two) => {
                 let [value, called] = two.as_ref().clone();
                 let item = ApplyItem::SetVal { sequence: *sequence, value, called };
+                e.kind = Kind::Slot(self.new_item(item, e.ty, cols, items));
+            }
+            Kind::Advisory(call, args) => {
+                let item = ApplyItem::Advisory { call: *call, args: args.clone() };
                 e.kind = Kind::Slot(self.new_item(item, e.ty, cols, items));
             }
             Kind::Sub(_) => {

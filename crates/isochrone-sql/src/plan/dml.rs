@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use isochrone_txn::kv::Lock;
 use isochrone_types::Error;
 
 use super::build::{Hint, Planner, slot};
@@ -53,6 +54,8 @@ pub struct ConflictPlan {
     pub index: Option<usize>,
     /// What to do.
     pub action: ConflictAction,
+    /// How the old row is locked for that.
+    pub lock: Lock,
 }
 
 /// What ON CONFLICT does.
@@ -82,6 +85,8 @@ pub struct UpdatePlan {
     pub slots: Vec<usize>,
     /// The rows are locked by the scan.
     pub locked: bool,
+    /// How they are locked.
+    pub lock: Lock,
     /// What must still hold for a row that changed meanwhile, over the input.
     pub recheck: Exprs,
     /// Positions set.
@@ -167,6 +172,16 @@ fn subquery_reads<'e>(exprs: impl Iterator<Item = &'e Expr>, table: &TableDescri
     found
 }
 
+/// How an UPDATE of these columns locks its rows: NO KEY UPDATE, unless the primary key or a unique index has one of them.
+fn update_lock(table: &TableDescriptor, mut changed: impl FnMut(usize) -> bool) -> Lock {
+    let unique = table.indexes.iter().filter(|i| i.unique).flat_map(|i| &i.columns);
+    let mut keys = table.primary.columns.iter().chain(unique);
+    match keys.any(|(id, _)| table.position(*id).is_some_and(&mut changed)) {
+        true => Lock::Exclusive,
+        false => Lock::NoKeyUpdate,
+    }
+}
+
 /// Is the input one scan of the table, at most filtered? Does the scan lock its rows?
 fn scan_of(node: &Node) -> Option<&super::node::Scan> {
     match &node.op {
@@ -202,6 +217,12 @@ impl Planner<'_, '_> {
             None => None,
             Some(c) => Some(ConflictPlan {
                 index: c.index,
+                lock: match &c.action {
+                    BoundConflictAction::Nothing => Lock::None,
+                    BoundConflictAction::Update { set, .. } => {
+                        update_lock(&i.table, |p| set.iter().any(|(s, _)| *s == p))
+                    }
+                },
                 action: match c.action {
                     BoundConflictAction::Nothing => ConflictAction::Nothing,
                     BoundConflictAction::Update { excluded, set, filter } => {
@@ -242,9 +263,10 @@ impl Planner<'_, '_> {
                 .chain(u.returning.iter().flatten().map(|(_, e)| e)),
             &table,
         );
-        let input = self.plan(u.rel, Vec::new(), &Hint { lock: true, ..Hint::default() })?;
-        let slots = u.cols.iter().map(|c| slot(&input.cols, *c)).collect::<Result<Vec<_>, _>>()?;
         let changed: BTreeSet<usize> = u.set.iter().map(|(p, _)| *p).collect();
+        let lock = update_lock(&table, |p| changed.contains(&p));
+        let input = self.plan(u.rel, Vec::new(), &Hint { lock, ..Hint::default() })?;
+        let slots = u.cols.iter().map(|c| slot(&input.cols, *c)).collect::<Result<Vec<_>, _>>()?;
         let touches = |columns: &[(u32, bool)]| {
             columns.iter().any(|(id, _)| table.position(*id).is_some_and(|p| changed.contains(&p)))
         };
@@ -254,7 +276,7 @@ impl Planner<'_, '_> {
             .map(|n| n + 1)
             .collect();
         let scan = scan_of(&input);
-        let locked = scan.is_some_and(|s| s.lock);
+        let locked = scan.is_some_and(|s| s.lock != Lock::None);
         let streaming = !joined
             && !moves
             && !self_reading
@@ -272,6 +294,7 @@ impl Planner<'_, '_> {
             input,
             slots,
             locked,
+            lock,
             recheck,
             set,
             values,
@@ -289,9 +312,9 @@ impl Planner<'_, '_> {
         let joined = !is_plain(&d.rel);
         let self_reading =
             subquery_reads(d.predicates.iter().chain(d.returning.iter().flatten().map(|(_, e)| e)), &table);
-        let input = self.plan(d.rel, Vec::new(), &Hint { lock: true, ..Hint::default() })?;
+        let input = self.plan(d.rel, Vec::new(), &Hint { lock: Lock::Exclusive, ..Hint::default() })?;
         let slots = d.cols.iter().map(|c| slot(&input.cols, *c)).collect::<Result<Vec<_>, _>>()?;
-        let locked = scan_of(&input).is_some_and(|s| s.lock);
+        let locked = scan_of(&input).is_some_and(|s| s.lock != Lock::None);
         let recheck = self.exprs(d.predicates, &input.cols)?;
         let returning = match d.returning {
             None => None,

@@ -323,6 +323,7 @@ impl Printer<'_> {
             Kind::CurrVal(s) => format!("currval({s})"),
             Kind::LastVal => "lastval()".to_owned(),
             Kind::SetVal(s, _) => format!("setval({s})"),
+            Kind::Advisory(_, args) => format!("pg_advisory({})", list(args).join(", ")),
         }
     }
 }

@@ -243,6 +243,8 @@ pub enum Kind {
     LastVal,
     /// setval(sequence, value, is_called); evaluated by an Apply.
     SetVal(u32, Box<[Expr; 2]>),
+    /// A function on advisory locks; evaluated by an Apply.
+    Advisory(crate::relation::AdvisoryCall, Vec<Expr>),
 }
 
 impl Expr {
@@ -306,6 +308,7 @@ impl Expr {
             | Kind::Coalesce(args)
             | Kind::Extreme(_, args)
             | Kind::Array(_, args)
+            | Kind::Advisory(_, args)
             | Kind::SubValue(_, _, args) => args.iter_mut().for_each(f),
             Kind::Cast(e, _) | Kind::Not(e) | Kind::IsNull(e) | Kind::Is(e, _) | Kind::InSet(e, _) => f(e),
             Kind::Compare(_, two)
@@ -347,6 +350,7 @@ impl Expr {
             | Kind::Coalesce(args)
             | Kind::Extreme(_, args)
             | Kind::Array(_, args)
+            | Kind::Advisory(_, args)
             | Kind::SubValue(_, _, args) => args.iter().for_each(f),
             Kind::Cast(e, _) | Kind::Not(e) | Kind::IsNull(e) | Kind::Is(e, _) | Kind::InSet(e, _) => f(e),
             Kind::Compare(_, two)
@@ -420,7 +424,9 @@ impl Expr {
     pub fn is_volatile(&self) -> bool {
         self.any(&|e| match &e.kind {
             Kind::Call(f, _) => f.volatility() == Volatility::Volatile,
-            Kind::NextVal(_) | Kind::CurrVal(_) | Kind::LastVal | Kind::SetVal(..) => true,
+            Kind::NextVal(_) | Kind::CurrVal(_) | Kind::LastVal | Kind::SetVal(..) | Kind::Advisory(..) => {
+                true
+            }
             _ => false,
         })
     }
@@ -430,7 +436,9 @@ impl Expr {
         !self.any(&|e| match &e.kind {
             Kind::Col(_) | Kind::Slot(_) | Kind::Sub(_) | Kind::SubValue(..) => true,
             Kind::Call(f, _) => f.volatility() == Volatility::Volatile,
-            Kind::NextVal(_) | Kind::CurrVal(_) | Kind::LastVal | Kind::SetVal(..) => true,
+            Kind::NextVal(_) | Kind::CurrVal(_) | Kind::LastVal | Kind::SetVal(..) | Kind::Advisory(..) => {
+                true
+            }
             _ => false,
         })
     }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use isochrone_txn::kv::Lock;
 use isochrone_types::Error;
 
 use super::access::TableRef;
@@ -82,7 +83,7 @@ impl Planner<'_, '_> {
         let mut top = constant;
         let single = leaves.len() == 1;
         let mut leaf_list = Vec::new();
-        let leaf_hint = if single { hint.clone() } else { Hint { lock: false, ..Hint::default() } };
+        let leaf_hint = if single { hint.clone() } else { Hint { lock: Lock::None, ..Hint::default() } };
         for ((rel, cols), predicates) in leaves.into_iter().zip(outputs).zip(own) {
             let table = match &rel {
                 Rel::Table { table, cols, alias } => {
@@ -236,7 +237,7 @@ impl Planner<'_, '_> {
             if movable { right_preds.push(p) } else { join_on.push(p) }
         }
         let left_hint =
-            if kind == JoinKind::Left { Hint { lock: false, ..hint.clone() } } else { Hint::default() };
+            if kind == JoinKind::Left { Hint { lock: Lock::None, ..hint.clone() } } else { Hint::default() };
         let left = self.plan(left, left_preds, &left_hint)?;
         let table = match &right {
             Rel::Table { table, cols, alias } => {
@@ -291,7 +292,7 @@ impl Planner<'_, '_> {
                     }
                 }
                 let (scan_rows, key_cols) = (access.rows, left.cols.clone());
-                let (scan, scan_cols) = self.scan(t, access, &all, filters, &key_cols, false)?;
+                let (scan, scan_cols) = self.scan(t, access, &all, filters, &key_cols, Lock::None)?;
                 let mut cols = left.cols.clone();
                 cols.extend(&scan_cols);
                 let residual =

@@ -140,7 +140,11 @@ pub fn prepare(
         Bound::Query(q) => {
             let locks = {
                 let mut locks = false;
-                q.rel.visit_rels(&mut |r| locks |= matches!(r, rel::Rel::Lock { .. }));
+                let mut look = |r: &rel::Rel| locks |= matches!(r, rel::Rel::Lock { .. });
+                q.rel.visit_rels(&mut look);
+                for c in &planner.binder.ctes {
+                    c.rel.visit_rels(&mut look);
+                }
                 locks
             };
             let columns = q

@@ -7,12 +7,14 @@
 
 use std::sync::Arc;
 
+use isochrone_txn::kv::Lock;
 use isochrone_types::{AggregateSpec, Type};
 
 use super::expr::{ColId, Expr, SubKind};
 use super::rel::{JoinKind, SetFunction, SetOpKind};
 use crate::descriptor::TableDescriptor;
 use crate::exec::table::TableReader;
+use crate::parse_locks::RowWait;
 use crate::relation::VirtualTable;
 
 /// An operator and what is known of its output.
@@ -83,7 +85,9 @@ pub struct Scan {
     /// What rows must satisfy, over the output.
     pub filter: Option<Expr>,
     /// Take the row locks while reading (points only).
-    pub lock: bool,
+    pub lock: Lock,
+    /// What is read is not validated at COMMIT: SKIP LOCKED promises nothing of the rows that it passes.
+    pub peek: bool,
     /// Decodes rows.
     pub reader: TableReader,
     /// For EXPLAIN: the conditions that the key parts came from.
@@ -112,6 +116,13 @@ pub enum ApplyItem {
         value: Expr,
         /// is_called.
         called: Expr,
+    },
+    /// A function on advisory locks.
+    Advisory {
+        /// Which.
+        call: crate::relation::AdvisoryCall,
+        /// Its arguments.
+        args: Vec<Expr>,
     },
 }
 
@@ -318,8 +329,14 @@ pub struct LockTarget {
     pub table: Arc<TableDescriptor>,
     /// For each column of the table its slot in the input, if it is there. Key columns always are.
     pub slots: Vec<Option<usize>>,
-    /// What to do when a row has changed.
+    /// What a row that has changed must satisfy.
     pub recheck: Exprs,
+    /// How strongly.
+    pub lock: Lock,
+    /// What to do about rows that others hold.
+    pub wait: RowWait,
+    /// Below is an outer join: a row that has changed is a conflict.
+    pub outer: bool,
     /// A LIMIT above may want few rows: no more are locked than it takes.
     pub one_by_one: bool,
 }
@@ -374,6 +391,7 @@ impl ApplyItem {
                 f(value);
                 f(called);
             }
+            ApplyItem::Advisory { args, .. } => args.iter().for_each(&mut *f),
         }
     }
 }

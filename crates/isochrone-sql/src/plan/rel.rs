@@ -9,10 +9,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use isochrone_txn::kv::Lock;
 use isochrone_types::{AggregateSpec, Type};
 
 use super::expr::{ColId, Expr, Kind};
 use crate::descriptor::TableDescriptor;
+use crate::parse_locks::RowWait;
 use crate::relation::VirtualTable;
 
 /// Kinds of joins. RIGHT is LEFT with its sides exchanged.
@@ -212,7 +214,7 @@ pub enum Rel {
         /// Its name in the query.
         alias: Arc<str>,
     },
-    /// FOR UPDATE of one table.
+    /// FOR UPDATE and its weaker relatives, of one table.
     Lock {
         /// Input.
         input: Box<Rel>,
@@ -222,8 +224,12 @@ pub enum Rel {
         cols: Vec<ColId>,
         /// What must still hold for the locked row.
         predicates: Vec<Expr>,
-        /// Fail instead of waiting; not honoured by the store yet.
-        nowait: bool,
+        /// How strongly.
+        lock: Lock,
+        /// What to do about rows that others hold.
+        wait: RowWait,
+        /// Below is an outer join: what a changed row is joined with cannot be told without joining again.
+        outer: bool,
     },
 }
 

@@ -91,7 +91,7 @@ impl Session {
         let prepared = self.prepare_statement(sql.as_str().into(), Some(Arc::new(statement)), Vec::new())?;
         let planned = self.lock_plan(&prepared).await?;
         let dirty = self.transaction().ddl.dirty.contains(&table.oid);
-        self.admit(&planned, true)?;
+        self.admit(&planned, true).await?;
         let table = self.table_named(name)?;
         let columns: Vec<usize> = names.iter().filter_map(|n| table.position_of(n)).collect();
         let fill = self.fill(&table, &columns).await?;

@@ -8,12 +8,13 @@ use isochrone_txn::kv::{Isolation, KvTxn};
 use isochrone_types::{Datum, Error, EvalContext, SessionInfo, Settings, SqlState, Type};
 use sqlparser::ast;
 
+use super::as_of::{self, AsOf};
 use super::plans::{PlanRef, Prepared};
 use super::portal::{Portal, PortalState};
 use super::utility::{self, Explain, Statement};
 use super::{CancelHandle, Database, Session, cursor, run};
 use crate::catalog::sequences::SessionSequences;
-use crate::catalog::{CatalogSnapshot, SessionView};
+use crate::catalog::{self, CatalogSnapshot, SessionView};
 use crate::exec::{Cursor, ExecContext, run_to_sink};
 use crate::face::{Outcome, RowSink};
 use crate::pg_catalog::SessionShared;
@@ -27,6 +28,8 @@ pub struct Planned {
     pub plan: Arc<Plan>,
     /// The table it writes.
     pub writes: Option<u32>,
+    /// The time that it asks for.
+    pub as_of: Option<AsOf>,
 }
 
 impl std::ops::Deref for Planned {
@@ -65,7 +68,9 @@ pub fn make_plan(
         PlanKind::Update(p) => Some(p.writer.table.oid),
         PlanKind::Delete(p) => Some(p.writer.table.oid),
     };
-    Ok(Arc::new(Planned { plan, writes }))
+    // The parser's tree comes from the text without the clause.
+    let as_of = as_of::find(text)?.map(|(as_of, _)| as_of);
+    Ok(Arc::new(Planned { plan, writes, as_of }))
 }
 
 /// Does the text mean something?
@@ -228,7 +233,8 @@ impl Session {
     /// X1: the plan, with its tables locked, under the catalog that holds now.
     pub(super) async fn lock_plan(&mut self, prepared: &Arc<Prepared>) -> Result<Arc<Planned>, Error> {
         for _ in 0..REPLANS_MAX {
-            self.db.catalog().refresh(self.db.store()).await?;
+            let losses = self.db.catalog().losses();
+            self.db.settle().await?;
             let reference = self.current_plan(prepared)?;
             let wait = self.table_lock_wait();
             let db = self.db.clone();
@@ -240,7 +246,9 @@ impl Session {
                     self.keep_locks(*oid);
                 }
             }
-            if reference.stamp == self.stamp() {
+            // Doubtful: what froze the table was let go without a word of what became of it.
+            if reference.stamp == self.stamp() && !self.db.catalog().is_doubtful() {
+                self.same_lease(losses)?;
                 return Ok(reference.plan);
             }
             // DDL came in between; what was locked stays locked.
@@ -249,11 +257,13 @@ impl Session {
     }
 
     /// Checks that need the transaction: levels, snapshots, tables loaded in bulk.
-    pub(super) fn admit(&mut self, planned: &Planned, loading: bool) -> Result<(), Error> {
+    pub(super) async fn admit(&mut self, planned: &Planned, loading: bool) -> Result<(), Error> {
+        self.choose_snapshot(planned)?;
         let snapshot = self.view();
         let snapshot = crate::relation::CatalogView::snapshot(&*snapshot)
             .cloned()
             .ok_or_else(|| Error::internal("a session's view has a snapshot"))?;
+        let lock_wait = self.settings.lock_timeout().unwrap_or(isochrone_txn::kv::LOCK_WAIT_MAX);
         let txn = self.transaction();
         if txn.read_only && planned.writes.is_some() {
             return Err(Error::new(
@@ -262,10 +272,19 @@ impl Session {
             ));
         }
         txn.kv.begin_statement();
+        txn.kv.set_lock_wait_max(lock_wait);
         let read_ts = txn.kv.read_ts();
         for oid in planned.tables() {
             let Some(entry) = snapshot.table_by_oid(*oid) else { continue };
-            if read_ts < entry.valid_from {
+            if read_ts < entry.valid_from && txn.fixed {
+                // Rows of then may have other columns. The descriptor of then says whether they have.
+                if !catalog::store::was_the_same(&mut *txn.kv, &entry.table).await? {
+                    return Err(Error::unsupported(format!(
+                        "reading table \"{}\" as of before its last change by DDL",
+                        entry.table.name
+                    )));
+                }
+            } else if read_ts < entry.valid_from {
                 return Err(Error::new(
                     SqlState::SERIALIZATION_FAILURE,
                     format!(
@@ -287,6 +306,7 @@ impl Session {
         if let Some(oid) = planned.writes {
             txn.ddl.dirty.insert(oid);
         }
+        self.shared.set_snapshot(read_ts);
         Ok(())
     }
 
@@ -311,7 +331,7 @@ impl Session {
         let mut running = match std::mem::replace(&mut portal.state, PortalState::Done) {
             PortalState::Start => {
                 let planned = self.lock_plan(&prepared).await?;
-                self.admit(&planned, false)?;
+                self.admit(&planned, false).await?;
                 if rows_max == 0 {
                     let ran = self.run_whole(&planned, portal.params.to_vec(), sink).await?;
                     self.count_statement();
@@ -432,7 +452,7 @@ impl Session {
         if !explain.analyze {
             return Ok(without_costs(plan::explain(&planned.plan), explain.costs));
         }
-        self.admit(&planned, false)?;
+        self.admit(&planned, false).await?;
         let began = self.db.env().clock.monotonic_ns();
         let cursor = Cursor::new(planned.plan.clone(), Vec::new());
         let mut running = Running { cursor, planned: planned.clone(), owner: self.owner() };
@@ -442,6 +462,9 @@ impl Session {
         let elapsed = self.db.env().clock.monotonic_ns().saturating_sub(began);
         let stats = running.cursor.stats().unwrap_or_default();
         let mut text = without_costs(plan::explain_analyze(&planned.plan, stats), explain.costs);
+        if let Some(waits) = self.txn.as_ref().and_then(|t| t.waits.as_ref()) {
+            text.push(format!("Read Wait: {:.3} ms", waits.reads_us() as f64 / 1e3));
+        }
         if explain.timing {
             text.push(format!("Execution Time: {:.3} ms", elapsed as f64 / 1e6));
         }

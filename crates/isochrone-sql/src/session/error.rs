@@ -24,6 +24,7 @@ pub fn kv_error(e: kv::Error) -> Error {
         kv::Error::Stopped(why) if is_disk_full(&why) => Error::new(SqlState::DISK_FULL, message)
             .with_hint("Nothing more is written until the node is started again with room on its disk."),
         kv::Error::Stopped(_) => Error::new(SqlState::IO_ERROR, message),
+        kv::Error::NoSuch(_) => Error::new(SqlState::UNDEFINED_OBJECT, message),
         kv::Error::Internal(_) => Error::internal(message),
     }
 }

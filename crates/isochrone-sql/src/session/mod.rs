@@ -6,7 +6,8 @@
 //!
 //! Invariants
 //!   X1  A transaction holds a shared lock on every table it used until it has ended, and its plans were made under
-//!       a catalog that still holds when the lock was got ([`crate::catalog::locks`]).
+//!       a catalog that still holds when the lock was got ([`crate::catalog::locks`]), under a schema lease that is
+//!       unbroken from before those plans to the transaction's commit timestamp ([`crate::catalog::gateways`]).
 //!   X2  A statement is run again by the session only while nothing of it can have reached the client, and nothing
 //!       ran before it in its transaction.
 //!   X3  Whatever fails in a block leaves the session in [`TxnStatus::Failed`] until ROLLBACK (or to a savepoint).
@@ -14,6 +15,7 @@
 //! Failure: every error is an SQL error with its SQLSTATE (`error` for those of the store); dropping a session, or a
 //! future of it half-way, rolls back what is open and gives back its locks.
 
+mod as_of;
 mod copy_in;
 mod cursor;
 mod database;
@@ -32,14 +34,16 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub use as_of::{AsOf, FOLLOWER_READ_LAG_US, Moment};
 pub use copy_in::CopyIn;
-pub use database::{CancelHandle, Database, EPOCH_2000_US, SESSIONS_MAX, SessionEntry};
+pub use database::{CancelHandle, Database, EPOCH_2000_US, LEASE_WAIT_MAX, SESSIONS_MAX, SessionEntry};
 pub use engine::Internal;
 pub use error::{kv_error, survives_savepoint};
 use isochrone_types::{Error, SessionInfo, SqlState};
 pub use plans::{PLANS_MAX, PlanCache, Prepared};
 pub use portal::{Portal, Step};
 
+use crate::catalog::advisory::{Claims, SessionAdvisory};
 use crate::catalog::sequences::SessionSequences;
 use crate::catalog::{CatalogSnapshot, SessionView};
 use crate::face::{Notice, TxnStatus};
@@ -61,14 +65,26 @@ pub struct Session {
     info: SessionInfo,
     shared: Arc<SessionShared>,
     sequences: Arc<SessionSequences>,
+    claims: Arc<Claims>,
+    advisory: Arc<SessionAdvisory>,
     txn: Option<Txn>,
     /// Locks got before the transaction that they are for has begun, and their owner.
     early_locks: std::collections::BTreeSet<u32>,
     next_owner: Option<crate::catalog::locks::Owner>,
+    /// Of the next transaction: see [`Txn::losses`].
+    next_losses: Option<u64>,
     /// In a transaction block (BEGIN), and whether it failed.
     status: TxnStatus,
     /// The block's level, and whether it is read-only.
     modes: (isochrone_txn::kv::Isolation, bool),
+    /// What else the block asks for.
+    block: transaction::BlockModes,
+    /// What the next transaction reads, where its first statement decides that.
+    next_snapshot: Option<isochrone_txn::kv::Snapshot>,
+    /// See `Txn::own`, of the next transaction.
+    next_own: Option<Option<AsOf>>,
+    /// The highest timestamp of what this session has committed or read (R25, and for reads of replicas).
+    seen: isochrone_base::Timestamp,
     prepared: BTreeMap<String, Arc<Prepared>>,
     cursors: BTreeMap<String, cursor::Cursor>,
     copy: Option<Box<CopyIn>>,
@@ -88,8 +104,12 @@ impl Session {
             current_schema: crate::catalog::snapshot::PUBLIC.to_string(),
         };
         let shared = Arc::new(SessionShared::new(pid, &settings));
+        let claims = db.advisory().session(cancel.clone());
+        let advisory = Arc::new(SessionAdvisory::new(claims.clone()));
         Session {
-            sequences: Arc::new(SessionSequences::new(db.sequences().clone())),
+            sequences: Arc::new(SessionSequences::new(db.sequences().clone(), advisory.clone())),
+            claims,
+            advisory,
             db,
             pid,
             cancel,
@@ -99,8 +119,13 @@ impl Session {
             txn: None,
             early_locks: Default::default(),
             next_owner: None,
+            next_losses: None,
             status: TxnStatus::Idle,
             modes: Default::default(),
+            block: Default::default(),
+            next_snapshot: None,
+            next_own: None,
+            seen: isochrone_base::Timestamp::MIN,
             prepared: BTreeMap::new(),
             cursors: BTreeMap::new(),
             copy: None,
@@ -173,6 +198,7 @@ impl Session {
     fn settings_changed(&mut self) {
         self.shared.set_settings(&self.settings);
         self.view = None;
+        self.advisory.set_wait_max(self.settings.lock_timeout());
         let schema = self
             .settings
             .path()
@@ -224,6 +250,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.abandon();
+        self.claims.end();
         self.db.forget_session(self.pid);
     }
 }

@@ -10,6 +10,10 @@ use super::utility::{self, Statement};
 use super::{Session, script};
 use crate::face::{Outcome, OutputColumn, RowSink, ScriptSink, TxnStatus};
 
+/// How often a query of a script is prepared again because its columns changed while it waited for its tables; then the
+/// client hears that they did (0A000).
+const COLUMNS_ATTEMPTS_MAX: usize = 10;
+
 /// A statement with its parameters, on its way.
 pub struct Portal {
     pub(super) prepared: Arc<Prepared>,
@@ -77,9 +81,9 @@ impl Session {
     }
 
     async fn prepare_text(&mut self, text: &str, declared: &[Option<Type>]) -> Result<Arc<Prepared>, Error> {
-        self.db.catalog().refresh(self.db.store()).await?;
         let is_query = script::is_query(text);
         if is_query {
+            self.db.settle().await?;
             let found = self.db.plans().get(text, declared, self.stamp(), self.settings.fingerprint());
             if let Some(found) = found {
                 if self.status == TxnStatus::Failed {
@@ -90,6 +94,9 @@ impl Session {
         }
         let statement = if text.is_empty() { None } else { Some(Arc::new(utility::parse_statement(text)?)) };
         self.check_failed(statement.as_deref())?;
+        if statement.as_ref().is_some_and(|s| s.needs_catalog()) {
+            self.db.settle().await?;
+        }
         self.prepare_statement(text.into(), statement, declared.to_vec())
     }
 
@@ -163,6 +170,7 @@ impl Session {
         let result = self.run_portal(portal, rows_max, last, sink).await;
         if let Err(e) = &result {
             self.failed(e);
+            self.claims.settled().await;
         }
         result
     }
@@ -213,6 +221,7 @@ impl Session {
         let result = self.run_step(step, last, sink).await;
         if let Err(e) = &result {
             self.failed(e);
+            self.claims.settled().await;
         }
         result
     }
@@ -223,13 +232,16 @@ impl Session {
         last: bool,
         sink: &mut dyn ScriptSink,
     ) -> Result<Outcome, Error> {
-        self.db.catalog().refresh(self.db.store()).await?;
         let statement = match step.statement {
             Some(s) => {
                 self.check_failed(Some(&s))?;
+                if s.needs_catalog() {
+                    self.db.settle().await?;
+                }
                 s
             }
             None => {
+                self.db.settle().await?;
                 let found = self.db.plans().get(&step.text, &[], self.stamp(), self.settings.fingerprint());
                 if let (Some(prepared), true) = (found, self.status != TxnStatus::Failed) {
                     return self.run_prepared(prepared, last, sink).await;
@@ -252,6 +264,7 @@ impl Session {
         last: bool,
         sink: &mut dyn ScriptSink,
     ) -> Result<Outcome, Error> {
+        let prepared = self.settle_columns(prepared).await?;
         // EXECUTE and FETCH have the columns of what they run: known only now.
         let columns = match prepared.statement.as_deref() {
             Some(Statement::Execute { name, .. }) => self.named(name)?.columns.clone(),
@@ -263,6 +276,28 @@ impl Session {
         }
         let mut portal = Portal { prepared, params: Arc::from([]), state: PortalState::Start };
         self.run_portal(&mut portal, 0, last, sink).await
+    }
+
+    /// Before a client is told what columns a query has: its tables are locked, so that DDL that we would have to wait
+    /// for changes them before, and not under, the running query.
+    async fn settle_columns(&mut self, mut prepared: Arc<Prepared>) -> Result<Arc<Prepared>, Error> {
+        for _ in 0..COLUMNS_ATTEMPTS_MAX {
+            if prepared.plan.is_none() || prepared.columns.is_none() {
+                break;
+            }
+            match self.lock_plan(&prepared).await {
+                Err(e) if e.sqlstate == SqlState::FEATURE_NOT_SUPPORTED => {
+                    let statement = utility::parse_statement(&prepared.text)?;
+                    let text = prepared.text.clone();
+                    prepared = self.prepare_statement(text, Some(Arc::new(statement)), Vec::new())?;
+                }
+                // The run meets it again, and tries again.
+                Err(e) if e.is_retryable() => break,
+                Err(e) => return Err(e),
+                Ok(_) => break,
+            }
+        }
+        Ok(prepared)
     }
 
     /// Runs a whole script and gives every result's rows as text: for tools and tests.

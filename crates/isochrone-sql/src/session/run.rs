@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use isochrone_base::{NodeId, ShardId};
 use isochrone_types::{Datum, Error, SqlState, Type};
 use sqlparser::ast;
 
@@ -91,11 +92,18 @@ impl Session {
             ));
         }
         self.cancel.clear();
+        self.claims.check()?;
+        self.claims.begin_statement();
         self.db.update_session(self.pid, |s| {
             s.state = "active";
             s.query = prepared.text.clone();
         });
         let result = self.run_guarded(portal, &prepared, statement, rows_max, last, sink).await;
+        // Its statement was broken off because its locks are gone.
+        let result = if result.is_err() { self.claims.check().and(result) } else { result };
+        for message in self.claims.take_warnings() {
+            self.warn(SqlState::WARNING, &message);
+        }
         let state = match self.status {
             TxnStatus::Idle => "idle",
             TxnStatus::InBlock => "idle in transaction",
@@ -122,7 +130,9 @@ impl Session {
                 let result = self.run_query(portal, rows_max, sink).await;
                 let result = match result {
                     Ok(outcome)
-                        if last && self.status == TxnStatus::Idle && outcome != Outcome::Suspended =>
+                        if (last || self.ends_with_its_statement())
+                            && self.status == TxnStatus::Idle
+                            && outcome != Outcome::Suspended =>
                     {
                         self.commit().await.map(|_| outcome)
                     }
@@ -143,8 +153,9 @@ impl Session {
         let mut attempt = 0;
         loop {
             let result = self.run_utility(portal, prepared, statement, rows_max, last, sink).await;
-            let ends_here =
-                last && self.status == TxnStatus::Idle && !matches!(result, Ok(Outcome::CopyIn { .. }));
+            let ends_here = (last || self.ends_with_its_statement())
+                && self.status == TxnStatus::Idle
+                && !matches!(result, Ok(Outcome::CopyIn { .. }));
             let result = match result {
                 Ok(outcome) if ends_here && self.txn.is_some() => self.commit().await.map(|_| outcome),
                 other => other,
@@ -200,6 +211,7 @@ impl Session {
                     self.warn(SqlState::NO_ACTIVE_SQL_TRANSACTION, "there is no transaction in progress");
                 }
                 self.rollback();
+                self.claims.settled().await;
                 self.begin_chained(modes)?;
                 tag("ROLLBACK")
             }
@@ -213,6 +225,7 @@ impl Session {
             }
             Statement::RollbackTo(name) => {
                 self.rollback_to(name)?;
+                self.claims.settled().await;
                 tag("ROLLBACK")
             }
             Statement::SetTransaction(modes) => {
@@ -230,6 +243,13 @@ impl Session {
                 if let Some(level) = modes.isolation {
                     let name = isolation_name(level);
                     self.settings.set("default_transaction_isolation", Some(name), false)?;
+                }
+                if modes.as_of.is_some() {
+                    return Err(Error::unsupported("AS OF SYSTEM TIME for a whole session"));
+                }
+                if let Some(deferrable) = modes.deferrable {
+                    let v = if deferrable { "on" } else { "off" };
+                    self.settings.set("default_transaction_deferrable", Some(v), false)?;
                 }
                 if let Some(read_only) = modes.read_only {
                     let v = if read_only { "on" } else { "off" };
@@ -249,6 +269,16 @@ impl Session {
                 }
                 self.after_set();
                 tag("RESET")
+            }
+            Statement::AlterDatabase { name, change } => {
+                if name != self.db.name() {
+                    return Err(Error::new(
+                        SqlState::INVALID_CATALOG_NAME,
+                        format!("database \"{name}\" does not exist"),
+                    ));
+                }
+                crate::catalog::defaults::change(&mut *self.transaction().kv, change).await?;
+                tag("ALTER DATABASE")
             }
             Statement::Show(name) => {
                 let rows = vec![vec![Datum::from(self.show(name)?)]];
@@ -270,6 +300,10 @@ impl Session {
             Statement::SplitAt(name, rows) => {
                 self.split_at(name, rows).await?;
                 tag("ALTER TABLE")
+            }
+            Statement::TransferLeader { shard, to } => {
+                self.transfer_leader(*shard, *to).await?;
+                tag("ALTER SHARD")
             }
             Statement::Prepare { name, types, body } => {
                 self.prepare_named(name, types, body)?;
@@ -296,9 +330,13 @@ impl Session {
                     tag("DEALLOCATE")
                 }
             },
-            Statement::Discard(what) => self.discard(*what).map(|t| Outcome::Complete(t.to_string())),
+            Statement::Discard(what) => {
+                let tag = self.discard(*what)?;
+                self.claims.settled().await;
+                Ok(Outcome::Complete(tag.to_string()))
+            }
             Statement::Explain(explain) => {
-                let rows = self.explain(explain).await?;
+                let rows = self.explain(explain, last).await?;
                 self.start_rows(portal, rows, "EXPLAIN", rows_max, sink).await
             }
             Statement::Vacuum { analyze, tables } => {
@@ -372,7 +410,11 @@ impl Session {
                 "COMMIT AND CHAIN can only be used in transaction blocks",
             ));
         }
-        Ok(Some(Modes { isolation: Some(self.isolation()), read_only: Some(self.read_only()) }))
+        Ok(Some(Modes {
+            isolation: Some(self.isolation()),
+            read_only: Some(self.read_only()),
+            ..Modes::default()
+        }))
     }
 
     fn begin_chained(&mut self, modes: Option<Modes>) -> Result<(), Error> {
@@ -438,6 +480,7 @@ impl Session {
                 self.cursors.clear();
                 self.prepared.clear();
                 self.sequences.discard();
+                self.claims.unlock_all();
                 self.settings.reset_all();
                 self.after_set();
                 Ok("DISCARD ALL")
@@ -700,7 +743,7 @@ impl Session {
         async move { engine::guarded(&cancel, timeout, work).await }
     }
 
-    async fn explain(&mut self, explain: &Explain) -> Result<Vec<Vec<Datum>>, Error> {
+    async fn explain(&mut self, explain: &Explain, last: bool) -> Result<Vec<Vec<Datum>>, Error> {
         let statement = utility::parse_statement(&explain.body)?;
         let Statement::Query(_) = &statement else {
             return Err(Error::unsupported("EXPLAIN of this statement"));
@@ -710,7 +753,13 @@ impl Session {
         if !prepared.params.is_empty() {
             return Err(Error::new(SqlState::UNDEFINED_PARAMETER, "there is no parameter $1"));
         }
-        let lines = Box::pin(self.explain_plan(&prepared, explain)).await?;
+        let mut lines = Box::pin(self.explain_plan(&prepared, explain)).await?;
+        // Where COMMIT waits for the clock (R24), it belongs to what the statement costs: it comes before the answer.
+        let waits = self.txn.as_ref().and_then(|t| t.waits.clone());
+        if let Some(waits) = waits.filter(|_| explain.analyze && last && self.status == TxnStatus::Idle) {
+            self.commit().await?;
+            lines.push(format!("Commit Wait: {:.3} ms", waits.commit_us() as f64 / 1e3));
+        }
         Ok(lines.iter().map(|l| vec![Datum::text(l)]).collect())
     }
 
@@ -736,6 +785,23 @@ impl Session {
                 ]
             })
             .collect())
+    }
+
+    /// Returns when the other node leads. Not part of the transaction, as SPLIT AT.
+    async fn transfer_leader(&mut self, shard: ShardId, to: NodeId) -> Result<(), Error> {
+        let store = self.db.store().clone();
+        let shards = store.shards(isochrone_base::KeyRange::all()).await.map_err(super::kv_error)?;
+        let Some(found) = shards.iter().find(|s| s.shard == shard) else {
+            return Err(Error::new(SqlState::UNDEFINED_OBJECT, format!("shard {shard} does not exist")));
+        };
+        if !found.replicas.contains(&to) {
+            let missing = format!("node {to} has no replica of shard {shard}");
+            return Err(Error::new(SqlState::UNDEFINED_OBJECT, missing));
+        }
+        if found.leader == Some(to) {
+            return Ok(());
+        }
+        self.guarded(async move { store.transfer_leader(shard, to).await.map_err(super::kv_error) }).await
     }
 
     async fn split_at(&mut self, name: &Name, rows: &[Vec<String>]) -> Result<(), Error> {

@@ -1,9 +1,11 @@
 //! Statements that the session runs by itself, parsed by hand from the tokens: transactions, settings, prepared
-//! statements, cursors, COPY, EXPLAIN's outside, and ours that no parser knows (SPLIT AT, SHOW SHARDS).
+//! statements, cursors, COPY, EXPLAIN's outside, and ours that no parser knows (SPLIT AT, SHOW SHARDS,
+//! ALTER SHARD).
 //!
 //! Everything else is handed to `crate::parse` and comes back as [`Statement::Query`] or [`Statement::Ddl`].
 //! What neither knows but PostgreSQL does is refused with 0A000 and its name.
 
+use isochrone_base::{NodeId, ShardId};
 use isochrone_txn::kv::Isolation;
 use isochrone_types::{Error, SqlState, Type};
 use sqlparser::ast;
@@ -11,7 +13,9 @@ use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::keywords::Keyword;
 use sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
+use super::as_of::{self, AsOf};
 use super::script;
+use crate::catalog::defaults::Change;
 use crate::copy::CopyOptions;
 use crate::parse;
 
@@ -31,6 +35,10 @@ pub struct Modes {
     pub isolation: Option<Isolation>,
     /// READ ONLY or READ WRITE.
     pub read_only: Option<bool>,
+    /// DEFERRABLE or NOT DEFERRABLE.
+    pub deferrable: Option<bool>,
+    /// AS OF SYSTEM TIME.
+    pub as_of: Option<AsOf>,
 }
 
 /// Which side of COPY.
@@ -128,12 +136,26 @@ pub enum Statement {
     },
     /// RESET; `None`: ALL.
     Reset(Option<String>),
+    /// ALTER DATABASE .. SET, RESET.
+    AlterDatabase {
+        /// The database.
+        name: String,
+        /// What becomes the default of its sessions.
+        change: Change,
+    },
     /// SHOW name.
     Show(String),
     /// SHOW ALL.
     ShowAll,
     /// SHOW SHARDS FROM TABLE.
     ShowShards(Name),
+    /// ALTER SHARD .. TRANSFER LEADER TO ..
+    TransferLeader {
+        /// The shard.
+        shard: ShardId,
+        /// Its next leader.
+        to: NodeId,
+    },
     /// ALTER TABLE .. SPLIT AT VALUES: the rows, each a list of expressions as text.
     SplitAt(Name, Vec<Vec<String>>),
     /// PREPARE.
@@ -193,8 +215,34 @@ pub enum Statement {
     Accepted(&'static str),
 }
 
+impl Statement {
+    /// Does the session look into the catalog for it? Everything else must work without a schema lease, too: above all
+    /// the end of a transaction.
+    pub fn needs_catalog(&self) -> bool {
+        !matches!(
+            self,
+            Statement::Begin(..)
+                | Statement::Commit { .. }
+                | Statement::Rollback { .. }
+                | Statement::Savepoint(_)
+                | Statement::Release(_)
+                | Statement::RollbackTo(_)
+                | Statement::SetTransaction(_)
+                | Statement::SetCharacteristics(_)
+                | Statement::Set { .. }
+                | Statement::Reset(_)
+                | Statement::Show(_)
+                | Statement::ShowAll
+                | Statement::Deallocate(_)
+                | Statement::Discard(_)
+                | Statement::Close(_)
+                | Statement::Accepted(_)
+        )
+    }
+}
+
 /// Tokens with a place in the text.
-struct Tokens<'a> {
+pub(super) struct Tokens<'a> {
     text: &'a str,
     places: parse::Places<'a>,
     tokens: Vec<TokenWithSpan>,
@@ -202,7 +250,7 @@ struct Tokens<'a> {
 }
 
 impl<'a> Tokens<'a> {
-    fn new(text: &'a str) -> Result<Tokens<'a>, Error> {
+    pub(super) fn new(text: &'a str) -> Result<Tokens<'a>, Error> {
         let tokens = Tokenizer::new(&PostgreSqlDialect {}, text).tokenize_with_location().map_err(|e| {
             // The full parser words this, with the position.
             match parse::parse(text) {
@@ -217,11 +265,11 @@ impl<'a> Tokens<'a> {
         Ok(Tokens { text, places: parse::Places::new(text), tokens, at: 0 })
     }
 
-    fn peek(&self) -> Option<&Token> {
+    pub(super) fn peek(&self) -> Option<&Token> {
         self.tokens.get(self.at).map(|t| &t.token)
     }
 
-    fn next(&mut self) -> Option<Token> {
+    pub(super) fn next(&mut self) -> Option<Token> {
         let t = self.peek().cloned();
         self.at += usize::from(t.is_some());
         t
@@ -232,7 +280,7 @@ impl<'a> Tokens<'a> {
         self.word_at(0)
     }
 
-    fn word_at(&self, ahead: usize) -> Option<String> {
+    pub(super) fn word_at(&self, ahead: usize) -> Option<String> {
         match self.tokens.get(self.at + ahead).map(|t| &t.token) {
             Some(Token::Word(w)) if w.quote_style.is_none() => Some(w.value.to_lowercase()),
             _ => None,
@@ -240,7 +288,7 @@ impl<'a> Tokens<'a> {
     }
 
     /// Takes the words if they come next.
-    fn eat(&mut self, words: &[&str]) -> bool {
+    pub(super) fn eat(&mut self, words: &[&str]) -> bool {
         let matches = words.iter().enumerate().all(|(i, w)| self.word_at(i).as_deref() == Some(*w));
         if matches {
             self.at += words.len();
@@ -248,7 +296,7 @@ impl<'a> Tokens<'a> {
         matches
     }
 
-    fn eat_token(&mut self, token: &Token) -> bool {
+    pub(super) fn eat_token(&mut self, token: &Token) -> bool {
         let is = self.peek() == Some(token);
         self.at += usize::from(is);
         is
@@ -258,7 +306,7 @@ impl<'a> Tokens<'a> {
         if self.eat(words) { Ok(()) } else { Err(self.unexpected()) }
     }
 
-    fn expect_token(&mut self, token: &Token) -> Result<(), Error> {
+    pub(super) fn expect_token(&mut self, token: &Token) -> Result<(), Error> {
         if self.eat_token(token) { Ok(()) } else { Err(self.unexpected()) }
     }
 
@@ -269,7 +317,7 @@ impl<'a> Tokens<'a> {
         }
     }
 
-    fn unexpected(&self) -> Error {
+    pub(super) fn unexpected(&self) -> Error {
         match self.peek() {
             None => Error::syntax("syntax error at end of input")
                 .with_position(self.text.chars().count() as u32 + 1),
@@ -281,7 +329,7 @@ impl<'a> Tokens<'a> {
         if self.at == self.tokens.len() { Ok(()) } else { Err(self.unexpected()) }
     }
 
-    fn ident(&mut self) -> Result<String, Error> {
+    pub(super) fn ident(&mut self) -> Result<String, Error> {
         match self.peek() {
             Some(Token::Word(w)) => {
                 let name = match w.quote_style {
@@ -303,7 +351,20 @@ impl<'a> Tokens<'a> {
         Ok(Name { schema: None, name: first })
     }
 
-    fn string(&mut self) -> Option<String> {
+    fn number(&mut self) -> Result<u64, Error> {
+        match self.peek() {
+            Some(Token::Number(n, _)) => match n.parse() {
+                Ok(n) => {
+                    self.at += 1;
+                    Ok(n)
+                }
+                Err(_) => Err(self.unexpected()),
+            },
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    pub(super) fn string(&mut self) -> Option<String> {
         let s = match self.peek()? {
             Token::SingleQuotedString(s) | Token::EscapedStringLiteral(s) => s.clone(),
             Token::DollarQuotedString(s) => s.value.clone(),
@@ -313,8 +374,19 @@ impl<'a> Tokens<'a> {
         Some(s)
     }
 
-    fn byte(&self, index: usize) -> usize {
+    pub(super) fn byte(&self, index: usize) -> usize {
         self.tokens.get(index).and_then(|t| self.places.byte(t.span.start)).unwrap_or(self.text.len())
+    }
+
+    /// How many tokens were taken.
+    pub(super) fn position_now(&self) -> usize {
+        self.at
+    }
+
+    /// Where the token before this one ends.
+    pub(super) fn end_before(&self, index: usize) -> usize {
+        let last = index.checked_sub(1).and_then(|i| self.tokens.get(i));
+        last.and_then(|t| self.places.byte(t.span.end)).unwrap_or(self.text.len())
     }
 
     /// The rest of the text from the next token on.
@@ -362,7 +434,10 @@ impl<'a> Tokens<'a> {
 /// Parses one statement's text.
 pub fn parse_statement(text: &str) -> Result<Statement, Error> {
     if script::is_query(text) {
-        return parse_full(text);
+        return match as_of::find(text)? {
+            Some((_, rest)) => parse_full(&rest),
+            None => parse_full(text),
+        };
     }
     let word = script::first_word(text);
     let by_hand = matches!(
@@ -409,7 +484,8 @@ pub fn parse_statement(text: &str) -> Result<Statement, Error> {
             | "reassign"
             | "refresh"
     );
-    let splits = word == "alter" && has_word(text, "split");
+    let splits =
+        word == "alter" && (has_word(text, "split") || has_word(text, "shard") || alters_database(text));
     if !(by_hand || splits) {
         if let Some(feature) = unsupported_object(text) {
             return Err(Error::unsupported(feature));
@@ -487,6 +563,8 @@ pub fn parse_statement(text: &str) -> Result<Statement, Error> {
         "fetch" | "move" => fetch(&mut t, word == "move")?,
         "close" => Statement::Close(if t.eat(&["all"]) { None } else { Some(t.ident()?) }),
         "checkpoint" => Statement::Accepted("CHECKPOINT"),
+        "alter" if t.eat(&["shard"]) => transfer_leader(&mut t)?,
+        "alter" if t.eat(&["database"]) => alter_database(&mut t)?,
         "alter" => match split_at(&mut t)? {
             Some(s) => s,
             None => return parse_full(text),
@@ -506,6 +584,31 @@ pub fn parse_statement(text: &str) -> Result<Statement, Error> {
 
 fn has_word(text: &str, word: &str) -> bool {
     text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').any(|w| w.eq_ignore_ascii_case(word))
+}
+
+/// ALTER DATABASE in a form that we have.
+fn alters_database(text: &str) -> bool {
+    let mut words = text.split_whitespace().map(str::to_ascii_lowercase).skip(1);
+    words.next().is_some_and(|w| w == "database") && words.nth(1).is_some_and(|w| w == "set" || w == "reset")
+}
+
+fn alter_database(t: &mut Tokens) -> Result<Statement, Error> {
+    let name = t.ident()?;
+    let statement = if t.eat(&["set"]) {
+        set(t)?
+    } else if t.eat(&["reset"]) {
+        reset(t)?
+    } else {
+        return Err(t.unexpected());
+    };
+    let change = match statement {
+        Statement::Set { name, value: Some(value), local: false } => Change::Set(name, value),
+        Statement::Set { name, value: None, local: false } => Change::Reset(name),
+        Statement::Reset(Some(name)) => Change::Reset(name),
+        Statement::Reset(None) => Change::ResetAll,
+        _ => return Err(Error::unsupported("this form of ALTER DATABASE")),
+    };
+    Ok(Statement::AlterDatabase { name, change })
 }
 
 /// CREATE, ALTER and DROP of things we do not have, named before the parser stumbles over them.
@@ -628,9 +731,17 @@ fn modes(t: &mut Tokens) -> Result<Modes, Error> {
             modes.read_only = Some(true);
         } else if t.eat(&["read", "write"]) {
             modes.read_only = Some(false);
-        } else if t.eat(&["deferrable"]) || t.eat(&["not", "deferrable"]) || t.eat_token(&Token::Comma) {
-            // Our snapshots need no deferring.
+        } else if t.eat(&["deferrable"]) {
+            modes.deferrable = Some(true);
+        } else if t.eat(&["not", "deferrable"]) {
+            modes.deferrable = Some(false);
+        } else if let Some(as_of) = as_of::clause(t)? {
+            modes.as_of = Some(as_of);
+        } else if t.eat_token(&Token::Comma) {
         } else {
+            if modes.as_of.is_some() && modes.read_only == Some(false) {
+                return Err(Error::syntax("AS OF SYSTEM TIME specified with READ WRITE mode"));
+            }
             return Ok(modes);
         }
     }
@@ -659,6 +770,11 @@ fn values(t: &mut Tokens) -> Result<Option<String>, Error> {
             Some(Token::Number(n, _)) => items.push((format!("{}{n}", if minus { "-" } else { "" }), false)),
             Some(Token::SingleQuotedString(s) | Token::EscapedStringLiteral(s)) if !minus => {
                 items.push((s, false));
+            }
+            // bounded('5s')
+            Some(Token::Word(w)) if !minus && w.quote_style.is_none() && t.peek() == Some(&Token::LParen) => {
+                let arguments = t.bracketed()?;
+                items.push((format!("{}({})", w.value.to_lowercase(), arguments.join(", ")), false));
             }
             Some(Token::Word(w)) if !minus => match w.quote_style {
                 Some(_) => items.push((w.value, true)),
@@ -906,6 +1022,18 @@ fn fetch(t: &mut Tokens, skip: bool) -> Result<Statement, Error> {
     }
     let _ = t.eat(&["from"]) || t.eat(&["in"]);
     Ok(Statement::Fetch { name: t.ident()?, fetch: how, skip })
+}
+
+/// ALTER SHARD n TRANSFER LEADER TO node.
+fn transfer_leader(t: &mut Tokens) -> Result<Statement, Error> {
+    let shard = ShardId(t.number()?);
+    t.expect(&["transfer", "leader", "to"])?;
+    let at = t.at;
+    let Ok(node) = u32::try_from(t.number()?) else {
+        t.at = at;
+        return Err(t.unexpected());
+    };
+    Ok(Statement::TransferLeader { shard, to: NodeId(node) })
 }
 
 /// ALTER TABLE name SPLIT AT VALUES (..), (..).

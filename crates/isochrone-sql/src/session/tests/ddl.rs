@@ -379,3 +379,21 @@ async fn create_table_as_and_shards() {
     )
     .await;
 }
+
+#[tokio::test]
+async fn index_ids_never_come_back() {
+    let db = database();
+    let mut c = Client::new(&db).await;
+    c.ok("create table t (id int primary key, n int, unique (n)); insert into t select g, g from generate_series(1, 6000) g").await;
+    let ids = || {
+        let catalog = db.catalog().current();
+        catalog.table("t").unwrap().table.indexes.iter().map(|i| i.id).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(), [1]);
+    // Its entries were written in bulk, and are removed some time after the rollback.
+    c.ok("begin; create index i on t (n); rollback; create index i on t (n)").await;
+    assert_eq!(ids(), [1, 3]);
+    c.ok("alter table t add unique (n, id)").await;
+    assert_eq!(ids(), [1, 3, 4]);
+    assert_eq!(c.rows("select count(*) from t where n > 0").await, ["6000"]);
+}

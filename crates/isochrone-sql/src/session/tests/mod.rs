@@ -3,10 +3,15 @@
 //! [`Client::run`] prints what a client would see: `columns: a|b`, a line per row, the tag, notices, or
 //! `ERROR code message`, then the transaction's status when it is not idle.
 
+mod advisory;
+mod as_of;
 mod catalog;
 mod concurrency;
 mod copy;
 mod ddl;
+mod defaults;
+mod gateways;
+mod locks;
 mod startup;
 mod transactions;
 
