@@ -7,14 +7,16 @@
 //! How it fails: after a failed write or fsync the node goes on refusing ([`Running::failure`] says why); only a restart
 //! helps. A state machine that cannot apply an entry ends the store loop, which looks the same from outside.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
-use isochrone_consensus::shell::{self, NoPeers, Wiring};
+use isochrone_base::{Bytes, NodeId};
+use isochrone_consensus::shell::{self, Wiring};
 use isochrone_consensus::wal_log::WalSink;
 use isochrone_env::Env;
+use isochrone_net::{BoxFuture, CallError, Lane, Network, PeerStatus};
 use isochrone_storage::metrics::{Kind, METRICS};
 use isochrone_storage::{Engine, LsmConfig, LsmEngine, MemEngine};
 use isochrone_txn::Recoverer;
@@ -23,14 +25,59 @@ use isochrone_wal::{Log, Tail};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::cluster::NEWS_EVERY;
+use crate::cluster::liveness::RENEW_EVERY;
+use crate::cluster::snapshots::ToPeers;
 use crate::config::{NodeConfig, Storage};
 use crate::datadir::{self, DirLock, Identity};
 use crate::http::Health;
-use crate::node::{Assembled, Node};
+use crate::node::{Assembled, Node, NodeParts, Tuning};
+
+/// A node's place in the world.
+pub struct Place {
+    /// Who it is.
+    pub identity: Identity,
+    /// The way to others.
+    pub network: Arc<dyn Network>,
+    /// Where others reach it; empty if they cannot.
+    pub address: String,
+    /// Where SQL clients reach it; empty if they cannot.
+    pub sql: String,
+}
+
+/// Nobody else is there.
+struct NoNetwork;
+
+impl Network for NoNetwork {
+    fn send(&self, _to: NodeId, _payload: Bytes) -> bool {
+        false
+    }
+
+    fn call(
+        &self,
+        to: NodeId,
+        _lane: Lane,
+        _payload: Bytes,
+        _wait_max: Duration,
+    ) -> BoxFuture<'static, Result<Bytes, CallError>> {
+        let error = CallError::NotSent(format!("node {to} cannot be reached: this node has no network"));
+        Box::pin(std::future::ready(Err(error)))
+    }
+
+    fn set_peer(&self, _node: NodeId, _address: &str) {}
+
+    fn peers(&self) -> Vec<PeerStatus> {
+        Vec::new()
+    }
+}
 
 /// How often old versions are collected.
 const GC_EVERY: Duration = Duration::from_secs(60);
 
+/// How often a node whose log was cut looks whether it has got back what it may have lost.
+const DOUBT_EVERY: Duration = Duration::from_secs(2);
+/// How often leaderships are looked at.
+const PLACE_EVERY: Duration = Duration::from_secs(1);
 /// Longest wait for the engine of a node that was dropped in this process.
 const ENGINE_WAIT_MAX: Duration = Duration::from_secs(5);
 /// The pause between two tries.
@@ -52,12 +99,47 @@ pub struct Running {
 }
 
 impl Running {
-    /// Opens the node in a directory. Must be called inside a tokio runtime with timers.
+    /// Opens the node in a directory, without a network. Must be called inside a tokio runtime with timers.
+    ///
+    /// # Errors
+    /// Also when the directory belongs to a cluster of several nodes.
     pub async fn open(config: &NodeConfig) -> anyhow::Result<Running> {
         let env = isochrone_env::os::env(0).context("cannot read entropy")?;
         let lock = datadir::lock(&config.data_dir)?;
-        let identity = datadir::identity(&env, &config.data_dir)?;
-        let log = open_log(&env, config)?;
+        let identity = datadir::create_alone(&env, &config.data_dir)?;
+        if !identity.is_alone() {
+            anyhow::bail!(
+                "{} is the directory of node {} of a cluster of several nodes: run it with `isochrone start`",
+                config.data_dir.display(),
+                identity.node
+            );
+        }
+        let place =
+            Place { identity, network: Arc::new(NoNetwork), address: String::new(), sql: String::new() };
+        let opened = Running::prepare(config, env, lock, place).await?;
+        opened.serve().await
+    }
+
+    /// Opens the node in a directory that is locked: it takes part in the cluster, and does not serve yet. What other nodes
+    /// send must reach [`Node::cluster`] from now on.
+    pub async fn prepare(
+        config: &NodeConfig,
+        env: Env,
+        lock: DirLock,
+        place: Place,
+    ) -> anyhow::Result<Opened> {
+        let dir = &config.data_dir;
+        let (log, log_was_cut) = open_log(&env, config, !place.identity.is_alone())?;
+        let doubted = datadir::is_doubtful(&env, dir)?;
+        if (log_was_cut || doubted) && config.trust_cut_log {
+            tracing::warn!(
+                "the end of the log was cut, and is trusted as --trust-cut-log says: what this node had acknowledged may be lost"
+            );
+            if doubted {
+                datadir::clear_doubt(&env, dir)?;
+            }
+        }
+        let log_was_cut = (log_was_cut || doubted) && !config.trust_cut_log;
         let engine: Arc<dyn Engine> = match config.storage {
             Storage::Memory => Arc::new(MemEngine::new()),
             Storage::Lsm => {
@@ -66,10 +148,20 @@ impl Running {
                 Arc::new(opened.with_context(|| format!("cannot open the rows in {}", path.display()))?)
             }
         };
-        let reader = log.reader();
         let (wiring, handle) = Wiring::new();
-        let Assembled { node, groups, recoverer } =
-            Node::assemble(env.clone(), identity.node, engine, reader, handle)?;
+        let Assembled { node, groups, recoverer } = Node::assemble(NodeParts {
+            env: env.clone(),
+            identity: place.identity.clone(),
+            engine,
+            log: log.reader(),
+            log_was_cut,
+            groups: handle.clone(),
+            network: place.network.clone(),
+            address: place.address,
+            sql: place.sql,
+            snapshots: config.data_dir.join("snapshots"),
+            tuning: Tuning { clock_error_max: config.clock_error_max, ..Tuning::default() },
+        })?;
         let writer = Arc::new(writer::spawn(log).context("cannot start the log writer")?);
         let failure = Arc::new(Mutex::new(None));
         let on_fatal = {
@@ -80,32 +172,37 @@ impl Running {
                 *failure.lock().expect("nothing panics while it is held") = Some(reason);
             })
         };
-        let tick = Duration::from_millis(100);
         let sink = Box::new(WalSink(writer.clone()));
-        let loop_thread =
-            shell::run(groups, wiring, sink, Box::new(NoPeers), tick, env.clock.clone(), on_fatal)
-                .context("cannot start the store loop")?;
+        let to_peers = Box::new(ToPeers::new(place.network, handle));
+        let loop_thread = shell::run(groups, wiring, sink, to_peers, env.clock.clone(), on_fatal)
+            .context("cannot start the store loop")?;
         let (stop, stopping) = watch::channel(false);
         let durable_engine = config.storage == Storage::Lsm;
-        let mut running = Running {
+        let running_node = node.clone();
+        let running = Running {
             node: node.clone(),
-            identity,
+            identity: place.identity,
             durable_engine,
             stop,
-            duties: Vec::new(),
+            // Leases of shards are due at once: others wait for what this node leads.
+            duties: vec![
+                tokio::spawn(duties(node.clone(), config.clone(), durable_engine, stopping.clone())),
+                tokio::spawn(exchange_news(node.clone(), stopping.clone())),
+                tokio::spawn(leave_service(node, stopping.clone())),
+                tokio::spawn(settle_doubt(
+                    running_node,
+                    config.data_dir.clone(),
+                    log_was_cut,
+                    stopping.clone(),
+                )),
+            ],
             loop_thread: Some(loop_thread),
             writer,
             failure,
             _recoverer: recoverer,
             _lock: lock,
         };
-        let shards = node.serve().await?;
-        tracing::info!(shards, "serving");
-        running.duties = vec![
-            tokio::spawn(collect_garbage(node.clone(), config.gc_ttl, stopping.clone())),
-            tokio::spawn(duties(node, config.clone(), durable_engine, stopping)),
-        ];
-        Ok(running)
+        Ok(Opened { running, gc_ttl: config.gc_ttl, stopping })
     }
 
     /// The node.
@@ -114,8 +211,8 @@ impl Running {
     }
 
     /// Whose directory it is.
-    pub fn identity(&self) -> Identity {
-        self.identity
+    pub fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     /// What `/health` asks.
@@ -149,6 +246,127 @@ impl Running {
     }
 }
 
+/// A node that takes part in its cluster and does not serve clients yet.
+pub struct Opened {
+    running: Running,
+    gc_ttl: Duration,
+    stopping: watch::Receiver<bool>,
+}
+
+impl Opened {
+    /// The node: where what others send goes.
+    pub fn node(&self) -> &Arc<Node> {
+        self.running.node()
+    }
+
+    /// Waits until the node can be of use to clients.
+    pub async fn serve(self) -> anyhow::Result<Running> {
+        let Opened { mut running, gc_ttl, stopping } = self;
+        let node = running.node.clone();
+        let shards = node.serve().await?;
+        tracing::info!(shards, "serving");
+        running.duties.extend([
+            tokio::spawn(collect_garbage(node.clone(), gc_ttl, stopping.clone())),
+            tokio::spawn(keep_lease(node.clone(), stopping.clone())),
+            tokio::spawn(break_deadlocks(node.clone(), stopping.clone())),
+            tokio::spawn(place_leaders(node, stopping)),
+        ]);
+        Ok(running)
+    }
+}
+
+/// Repeats a duty until the node stops.
+async fn every<F: Future<Output = ()>>(
+    period: Duration,
+    mut stopping: watch::Receiver<bool>,
+    mut duty: impl FnMut() -> F,
+) {
+    loop {
+        tokio::select! {
+            biased;
+            _ = stopping.changed() => return,
+            () = tokio::time::sleep(period) => {}
+        }
+        tokio::select! {
+            biased;
+            _ = stopping.changed() => return,
+            () = duty() => {}
+        }
+    }
+}
+
+async fn exchange_news(node: Arc<Node>, stopping: watch::Receiver<bool>) {
+    every(NEWS_EVERY, stopping, || node.cluster.exchange_news()).await;
+}
+
+/// Forgets the doubt about the log when every group has got back what it may have lost.
+async fn settle_doubt(node: Arc<Node>, dir: PathBuf, doubtful: bool, mut stopping: watch::Receiver<bool>) {
+    if !doubtful {
+        return;
+    }
+    loop {
+        tokio::select! {
+            biased;
+            _ = stopping.changed() => return,
+            () = tokio::time::sleep(DOUBT_EVERY) => {}
+        }
+        match node.is_whole().await {
+            None => return,
+            Some(false) => continue,
+            Some(true) => {}
+        }
+        if let Err(error) = datadir::clear_doubt(&node.env, &dir) {
+            tracing::warn!(%error, "the doubt about the log is over, and could not be cleared; the next start doubts again");
+        }
+        return;
+    }
+}
+
+async fn keep_lease(node: Arc<Node>, stopping: watch::Receiver<bool>) {
+    every(RENEW_EVERY, stopping, || async {
+        if let Err(error) = node.cluster.liveness.keep().await {
+            tracing::warn!(%error, "this node's lease was not renewed; tried again");
+        }
+        if !node.cluster.router.knows_everything() {
+            node.learn_routes().await;
+        }
+    })
+    .await;
+}
+
+async fn break_deadlocks(node: Arc<Node>, mut stopping: watch::Receiver<bool>) {
+    tokio::select! {
+        biased;
+        _ = stopping.changed() => {}
+        () = node.cluster.watch_deadlocks() => {}
+    }
+}
+
+async fn place_leaders(node: Arc<Node>, stopping: watch::Receiver<bool>) {
+    every(PLACE_EVERY, stopping, || async {
+        node.cluster.release_orphans().await;
+        if node.cluster.clocks().is_out() {
+            return;
+        }
+        if let Err(error) = node.cluster.place_leaders().await {
+            tracing::debug!(%error, "a leadership was not moved; tried again");
+        }
+    })
+    .await;
+}
+
+/// A node with a wrong clock can be elected before it serves, and then leads nothing for long either.
+async fn leave_service(node: Arc<Node>, stopping: watch::Receiver<bool>) {
+    every(PLACE_EVERY, stopping, || async {
+        if node.cluster.clocks().is_out()
+            && let Err(error) = node.cluster.place_leaders().await
+        {
+            tracing::debug!(%error, "a leadership was not given away; tried again");
+        }
+    })
+    .await;
+}
+
 /// The directory's lock is ours: whoever still has the engine open is a node of this process that was dropped, and
 /// whose last tasks are about to end.
 async fn open_engine(env: &Env, config: &NodeConfig, path: &Path) -> isochrone_storage::Result<LsmEngine> {
@@ -165,17 +383,24 @@ async fn open_engine(env: &Env, config: &NodeConfig, path: &Path) -> isochrone_s
     }
 }
 
-fn open_log(env: &Env, config: &NodeConfig) -> anyhow::Result<Log> {
+/// The log, and whether its end was cut. Among several nodes the doubt that follows is durable before the cut.
+fn open_log(env: &Env, config: &NodeConfig, several: bool) -> anyhow::Result<(Log, bool)> {
     let dir = config.data_dir.join("wal");
     let mut wal = isochrone_wal::Config::new(&dir);
     wal.segment_bytes = config.wal_segment_bytes;
-    let (mut log, report) = Log::open(env.disk.clone(), wal)
+    let mut before_a_cut = |tail: &Tail| match tail {
+        Tail::Cut { .. } if several => {
+            datadir::set_doubt(env, &config.data_dir).map_err(std::io::Error::other)
+        }
+        _ => Ok(()),
+    };
+    let (mut log, report) = Log::open_telling(env.disk.clone(), wal, &mut before_a_cut)
         .with_context(|| format!("cannot open the log in {}", dir.display()))?;
     log.set_clock(env.clock.clone());
     if let Tail::Cut { file, offset, what } = &report.tail {
         tracing::warn!(file = %file.display(), offset, what, "the log ended in a torn write, which was cut");
     }
-    Ok(log)
+    Ok((log, matches!(report.tail, Tail::Cut { .. })))
 }
 
 /// The node's own duties, in time for leases.
@@ -192,7 +417,13 @@ async fn duties(
             _ = stopping.changed() => return,
             () = tokio::time::sleep(config.tick) => {}
         }
-        match node.tick(config.wal_bytes_max, durable_engine).await {
+        // Without a quorum a tick waits for its entries, and the stop does not wait for it.
+        let ticked = tokio::select! {
+            biased;
+            _ = stopping.changed() => return,
+            ticked = node.tick(config.wal_bytes_max, durable_engine) => ticked,
+        };
+        match ticked {
             Ok(()) => warned = false,
             Err(error) if !warned => {
                 // Repeated ticks meet the same trouble: say it once.
@@ -206,21 +437,13 @@ async fn duties(
 }
 
 /// Garbage collection, which may take long and must not hold up leases.
-async fn collect_garbage(node: Arc<Node>, ttl: Duration, mut stopping: watch::Receiver<bool>) {
-    loop {
-        tokio::select! {
-            biased;
-            _ = stopping.changed() => return,
-            () = tokio::time::sleep(GC_EVERY) => {}
+async fn collect_garbage(node: Arc<Node>, ttl: Duration, stopping: watch::Receiver<bool>) {
+    every(GC_EVERY, stopping, || async {
+        if let Err(error) = node.collect_garbage(ttl).await {
+            tracing::warn!(%error, "old versions could not be collected; tried again in a minute");
         }
-        tokio::select! {
-            biased;
-            _ = stopping.changed() => return,
-            result = node.collect_garbage(ttl) => if let Err(error) = result {
-                tracing::warn!(%error, "old versions could not be collected; tried again in a minute");
-            },
-        }
-    }
+    })
+    .await;
 }
 
 /// The engine's figures as metrics.
@@ -258,12 +481,15 @@ impl Health for NodeHealth {
         if let Some(reason) = &*self.failure.lock().expect("nothing panics while it is held") {
             return Err(reason.clone());
         }
+        if let Some(why) = self.node.cluster.clocks().trouble() {
+            return Err(format!("out of service: {why}"));
+        }
         // The rows stay readable and the log has them; but no flush will end any more.
         if let Some(error) = self.node.engine.stats().poisoned {
             return Err(format!("the storage engine has failed: {error}"));
         }
-        match self.node.local.shards().states().into_iter().find_map(|s| s.stopped.map(|why| (s.shard, why)))
-        {
+        let states = self.node.local.shards().states_light();
+        match states.into_iter().find_map(|s| s.stopped.map(|why| (s.shard, why))) {
             Some((shard, why)) => Err(format!("shard {shard} has stopped: {why}")),
             None => Ok(()),
         }
