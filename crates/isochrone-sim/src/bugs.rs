@@ -1,0 +1,257 @@
+//! Proves the checkers: each bug of the bank ([`isochrone_base::bank`]) is put back and must be found by a checker named for
+//! it, and the same run without the bug must be clean.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::time::Duration;
+
+use isochrone_base::bank::{self, Bug};
+
+use crate::{Failure, Fault, Level, Options, Tuning, Wanted, Workload, run};
+
+/// CPU time for which a bug is looked for at most, if nobody says otherwise.
+pub const CPU_MAX: Duration = Duration::from_secs(60);
+
+/// What kind of run a bug is looked for in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Arena {
+    /// Power cuts, a bad network, a busy bank ([`Options::cluster`]).
+    Cluster,
+    /// A few lists that everybody appends to, while leaders move, die and are cut off.
+    Hot,
+    /// A few single rows, clocks that are set and stand still, leaders that move.
+    Registers,
+    /// Everything there is, as the seed picks it ([`Options::draw`]).
+    Swarm,
+    /// Deadlines and floors that pass within seconds, calls that come again, nodes that are away for longer.
+    Times,
+    /// Lists in the order of real time, over clocks that are set and drift.
+    External,
+    /// Clocks that are set far beyond their bounds, and stay there.
+    Clocks,
+    /// Disks that fail, rot and lose power.
+    Disks,
+    /// One node that loses power ([`Options::one_node`]).
+    OneNode,
+}
+
+impl Arena {
+    const ALL: [Arena; 9] = [
+        Arena::Cluster,
+        Arena::Hot,
+        Arena::Registers,
+        Arena::Swarm,
+        Arena::Times,
+        Arena::External,
+        Arena::Clocks,
+        Arena::Disks,
+        Arena::OneNode,
+    ];
+
+    /// The run of a seed.
+    pub fn options(self, seed: u64) -> Options {
+        let cluster = Options { seconds: 20, ..Options::cluster(seed) };
+        let with = |faults: &[(Fault, u64)]| BTreeMap::from_iter(faults.iter().copied());
+        match self {
+            Arena::Cluster => Options::cluster(seed),
+            Arena::Swarm => Options::draw(seed, 3, 20, &Wanted::all()),
+            Arena::OneNode => Options::one_node(seed),
+            Arena::Hot => Options {
+                accounts: 4,
+                clients: 3,
+                workloads: BTreeSet::from([Workload::Append]),
+                faults: with(&[
+                    (Fault::Delay, 10),
+                    (Fault::Isolate, 2_000),
+                    (Fault::Partial, 2_000),
+                    (Fault::Transfer, 1_000),
+                    (Fault::Kill, 4_000),
+                    (Fault::Drift, 1),
+                    (Fault::ClockStep, 2_000),
+                ]),
+                ..cluster
+            },
+            Arena::Registers => Options {
+                accounts: 3,
+                clients: 2,
+                pause_us_max: 50_000,
+                workloads: BTreeSet::from([Workload::Register]),
+                faults: with(&[
+                    (Fault::Delay, 10),
+                    (Fault::Drop, 5),
+                    (Fault::Isolate, 4_000),
+                    (Fault::Transfer, 1_000),
+                    (Fault::Drift, 1),
+                    (Fault::ClockStep, 1_000),
+                    (Fault::ClockFreeze, 2_000),
+                ]),
+                ..cluster
+            },
+            // Nodes without replicas hear of timestamps by what they ask only: their clocks are the most naive.
+            Arena::External => Options {
+                nodes: 5,
+                accounts: 3,
+                clients: 3,
+                level: Level::External,
+                pause_us_max: 20_000,
+                workloads: BTreeSet::from([Workload::Append]),
+                faults: with(&[
+                    (Fault::Delay, 10),
+                    (Fault::Transfer, 2_000),
+                    (Fault::Drift, 1),
+                    (Fault::ClockStep, 1_000),
+                ]),
+                ..cluster
+            },
+            Arena::Times => Options {
+                accounts: 4,
+                clients: 2,
+                workloads: BTreeSet::from([Workload::Bank, Workload::Append]),
+                faults: with(&[
+                    (Fault::Delay, 10),
+                    (Fault::Drop, 20),
+                    (Fault::CallAgain, 100),
+                    (Fault::Isolate, 2_000),
+                    (Fault::Clog, 2_000),
+                    (Fault::Pause, 2_000),
+                    (Fault::Kill, 4_000),
+                    (Fault::Tuning, 1),
+                ]),
+                tuning: Tuning { floor_lag_ms: 500, deadline_ms: 1_000, ..Tuning::USUAL },
+                ..cluster
+            },
+            Arena::Clocks => Options {
+                seconds: 40,
+                faults: with(&[(Fault::ClockBeyond, 9_000), (Fault::Kill, 10_000)]),
+                ..cluster
+            },
+            Arena::Disks => Options {
+                faults: with(&[
+                    (Fault::Power, 4_000),
+                    (Fault::SyncFails, 1_000),
+                    (Fault::Eio, 4_000),
+                    (Fault::Rot, 1_000),
+                    (Fault::Stale, 2_000),
+                    (Fault::Misdirected, 4_000),
+                    (Fault::Flush, 1),
+                ]),
+                ..cluster
+            },
+        }
+    }
+}
+
+/// Where bugs were found when somebody last looked: the first place to look again. What is not here was never found.
+pub const SEEDS: &[(&str, Arena, u64)] = &[
+    ("acked-before-fsync", Arena::Cluster, 1),
+    ("anchor-forgets-on-acks", Arena::Cluster, 1),
+    ("append-acked-before-fsync", Arena::Cluster, 4),
+    ("applied-index-apart", Arena::Hot, 17),
+    ("at-max-despite-reads", Arena::Hot, 2),
+    ("batch-checksum-ignored", Arena::Cluster, 1),
+    ("external-readers-do-not-wait", Arena::External, 17),
+    ("follower-ignores-closed", Arena::Cluster, 1),
+    ("commit-at-own-p", Arena::Cluster, 1),
+    ("leader-counts-unsynced", Arena::OneNode, 1),
+    ("lease-does-not-end", Arena::Cluster, 1),
+    ("lock-trusted", Arena::Cluster, 1),
+    ("log-truncated-unflushed", Arena::Swarm, 1),
+    ("moved-up-without-validation", Arena::Cluster, 1),
+    ("no-record-is-abort", Arena::Cluster, 3),
+    ("one-step-commit-leaves-no-record", Arena::Registers, 1),
+    ("one-step-pushed-after-validation", Arena::Hot, 3),
+    ("prepare-evaluated-again", Arena::Cluster, 2),
+    ("prepares-forgotten-at-start", Arena::Swarm, 1),
+    ("probe-does-not-block", Arena::Swarm, 1),
+    ("probe-removes-a-prepare", Arena::Cluster, 1),
+    ("pushed-not-validated-again", Arena::Hot, 1),
+    ("pushed-over-newer-version", Arena::Cluster, 1),
+    ("read-not-remembered", Arena::Cluster, 1),
+    ("reader-ignores-in-flight", Arena::Cluster, 1),
+    ("reader-ignores-prepares", Arena::Cluster, 1),
+    ("record-not-checked-again", Arena::Swarm, 1),
+    ("recovery-commits-at-first-p", Arena::Cluster, 6),
+    ("rename-without-directory-sync", Arena::Swarm, 2),
+    ("resolved-before-decided", Arena::Hot, 1),
+    ("serves-before-its-first-entry", Arena::Cluster, 1),
+    ("snapshot-without-records", Arena::Cluster, 1),
+    ("split-loses-records", Arena::Swarm, 1),
+    ("tombstone-not-kept", Arena::Cluster, 1),
+    ("uncertainty-ignored", Arena::Registers, 1),
+    ("unknown-retried-under-a-new-id", Arena::Swarm, 6),
+    ("validation-ignores-prepares", Arena::Swarm, 1),
+    ("validation-not-remembered", Arena::Swarm, 1),
+    ("vote-not-durable", Arena::Cluster, 1),
+    ("wrong-clock-serves", Arena::Clocks, 1),
+];
+
+/// Was it ever found?
+pub fn is_known(bug: &Bug) -> bool {
+    SEEDS.iter().any(|(name, ..)| *name == bug.name)
+}
+
+/// What became of a bug.
+pub struct Verdict {
+    /// The bug.
+    pub bug: &'static Bug,
+    /// The run in which it was found, or the last one tried.
+    pub place: (Arena, u64),
+    /// How; `None`: not at all.
+    pub found: Option<Box<Failure>>,
+    /// The same run without the bug, if that fails.
+    pub not_clean: Option<Box<Failure>>,
+    /// Runs that it took.
+    pub tries: u64,
+    /// CPU time that it took to find it.
+    pub cpu: Duration,
+}
+
+impl Verdict {
+    /// Found by a checker named for it, in a run that is clean without it.
+    pub fn holds(&self) -> bool {
+        let by = self.found.as_ref().map_or("", |f| f.found.id);
+        self.bug.found_by.contains(&by) && self.not_clean.is_none()
+    }
+}
+
+/// CPU time of this thread; zero where the system does not tell.
+pub(crate) fn cpu_time() -> Duration {
+    let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    Duration::from_nanos(text.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0))
+}
+
+/// Looks for a bug on this thread, for as much CPU time at most: where it was found before, then under other seeds.
+pub fn prove(bug: &'static Bug, cpu_max: Duration) -> Verdict {
+    let known = SEEDS.iter().find(|(name, ..)| *name == bug.name).map(|(_, arena, seed)| (*arena, *seed));
+    let others = (1..).flat_map(|seed| Arena::ALL.map(|arena| (arena, seed)));
+    let began = cpu_time();
+    let mut verdict = Verdict {
+        bug,
+        place: (Arena::Cluster, 0),
+        found: None,
+        not_clean: None,
+        tries: 0,
+        cpu: Duration::ZERO,
+    };
+    for place in known.into_iter().chain(others) {
+        verdict.place = place;
+        verdict.tries += 1;
+        bank::put_back(Some(bug));
+        let ended = run(place.0.options(place.1));
+        bank::put_back(None);
+        verdict.cpu = cpu_time().saturating_sub(began);
+        if let Err(failure) = ended {
+            // A run may also break something that no checker named for the bug guards: another run shows it better.
+            let named = bug.found_by.contains(&failure.found.id);
+            verdict.found = Some(failure);
+            if named {
+                break;
+            }
+        }
+        if verdict.cpu > cpu_max {
+            break;
+        }
+    }
+    verdict.not_clean = run(verdict.place.0.options(verdict.place.1)).err();
+    verdict
+}

@@ -1,0 +1,414 @@
+//! The nodes of a run: which are up, and a step of virtual time for each.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use isochrone_base::{LogIndex, NodeId, ShardId};
+use isochrone_env::SplitMix64;
+use isochrone_env::fake;
+
+use crate::life::Life;
+use crate::options::Fault;
+use crate::rot::{self, Rotten};
+use crate::world::{Found, World};
+use crate::{STEP, panics};
+
+/// A node stays down for at most this long after a crash.
+const DOWN_MS_MAX: u64 = 3_000;
+
+/// A process whose disk has failed is ended by somebody after at most this.
+const NOTICED_MS_MAX: u64 = 2_000;
+/// Entries by which replicas may differ and still count as level.
+const LEVEL_MAX: LogIndex = 20;
+/// With all nodes up, a node whose log is not in doubt any more counts as having caught up after this at the latest.
+const HURT_MAX: Duration = Duration::from_secs(20);
+/// How disks fail without the power going.
+const FAILURES: &[(Fault, fake::Fault)] = &[
+    (Fault::Eio, fake::Fault::Eio),
+    (Fault::Enospc, fake::Fault::Enospc),
+    (Fault::SyncFails, fake::Fault::SyncFails),
+];
+
+/// A node's place in the world.
+pub(crate) enum Place {
+    /// Runs; or stands still until some moment.
+    Up(Box<Life>, Option<Duration>),
+    /// Is down, until some moment or for good.
+    Down(Option<Duration>),
+}
+
+/// A node that has to catch up.
+struct Hurt {
+    node: NodeId,
+    /// What all logs held together when all nodes were up for the first time since, and when that was.
+    target: Option<(BTreeMap<ShardId, LogIndex>, Duration)>,
+}
+
+/// See the module.
+pub(crate) struct Fleet {
+    pub(crate) world: Arc<World>,
+    pub(crate) now: Duration,
+    places: BTreeMap<NodeId, Place>,
+    lives: u64,
+    power: SplitMix64,
+    /// Where and when disks fail, each kind by itself.
+    failures: Vec<(Fault, fake::Fault, SplitMix64)>,
+    /// Nodes whose disk has failed, and when somebody ends their processes.
+    failed: BTreeMap<NodeId, Duration>,
+    supervisor: SplitMix64,
+    /// Nodes that are down, and whose logs are damaged before they start.
+    rotting: BTreeMap<NodeId, Fault>,
+    rot: SplitMix64,
+    /// The shards that each node had when it was seen last.
+    shards: BTreeMap<NodeId, BTreeSet<ShardId>>,
+    /// The node whose log has lost something, until it has caught up.
+    hurt: Option<Hurt>,
+    pub(crate) crashes: u64,
+}
+
+impl Fleet {
+    /// Every node starts with the first step.
+    pub(crate) fn new(world: &Arc<World>) -> Fleet {
+        Fleet {
+            world: world.clone(),
+            now: Duration::ZERO,
+            places: world.nodes().map(|n| (n, Place::Down(Some(Duration::ZERO)))).collect(),
+            lives: 0,
+            power: SplitMix64::split(world.options.seed, "power"),
+            failures: FAILURES
+                .iter()
+                .filter(|(kind, _)| world.options.rate(*kind) > 0)
+                .map(|(kind, fault)| {
+                    (*kind, *fault, SplitMix64::split(world.options.seed, &format!("disk {}", kind.name())))
+                })
+                .collect(),
+            failed: BTreeMap::new(),
+            supervisor: SplitMix64::split(world.options.seed, "supervisor"),
+            rotting: BTreeMap::new(),
+            rot: SplitMix64::split(world.options.seed, "rot"),
+            shards: BTreeMap::new(),
+            hurt: None,
+            crashes: 0,
+        }
+    }
+
+    /// One step of every node, after what is due has been delivered. Says which processes began.
+    pub(crate) fn step(&mut self) -> Result<Vec<NodeId>, Found> {
+        let mut begun = Vec::new();
+        self.now += STEP;
+        self.world.set_now(self.now);
+        self.world.net.deliver(self.now);
+        self.end_failed();
+        self.look_after_hurt();
+        let nodes: Vec<NodeId> = self.places.keys().copied().collect();
+        for node in nodes {
+            let place = self.places.get_mut(&node).expect("every node has a place");
+            match place {
+                Place::Up(_, Some(until)) if *until > self.now => {}
+                Place::Up(life, pause) => {
+                    *pause = None;
+                    let found = life.step(self.now);
+                    let panicked = panics::take();
+                    if self.world.machines[&node].disk.is_dead() {
+                        // Whatever else a dying node reports is not a finding.
+                        self.world.fault("power cut", &[u64::from(node.0)]);
+                        self.end(node, true);
+                    } else if self.has_failed(node) {
+                        // It may refuse to go on, in whatever way; what it says of anything else counts.
+                        if let Err(found) = found
+                            && found.id != "SIM4"
+                        {
+                            return Err(found);
+                        }
+                    } else {
+                        found?;
+                        if let Some(message) = panicked {
+                            return Err(Found::new("SIM7", format!("node {node}: {message}")));
+                        }
+                    }
+                }
+                Place::Down(Some(until)) if *until <= self.now => {
+                    self.begin(node)?;
+                    begun.push(node);
+                }
+                Place::Down(_) => {}
+            }
+        }
+        Ok(begun)
+    }
+
+    fn begin(&mut self, node: NodeId) -> Result<(), Found> {
+        self.lives += 1;
+        self.damage(node)?;
+        self.arm(node);
+        let machine = &self.world.machines[&node];
+        match Life::begin(&self.world, node, self.lives, self.now) {
+            Ok(life) => {
+                self.world.note("start", &[u64::from(node.0), self.lives]);
+                self.places.insert(node, Place::Up(Box::new(life), None));
+                Ok(())
+            }
+            // The power went before the node was up.
+            Err(_) if machine.disk.is_dead() => {
+                let _of_a_dying_node = panics::take();
+                machine.disk.crash(&self.power);
+                machine.engine.crash();
+                Ok(())
+            }
+            // The disk failed before the node was up; somebody tries again.
+            Err(_) if self.has_failed(node) => {
+                let _of_a_failed_start = panics::take();
+                let machine = &self.world.machines[&node];
+                machine.engine.crash();
+                machine.disk.heal();
+                let again = self.failed.remove(&node).unwrap_or(self.now);
+                self.places.insert(node, Place::Down(Some(again)));
+                Ok(())
+            }
+            Err(found) => Err(found),
+        }
+    }
+
+    /// Takes the power from a node, and lets its log rot while it is down. Of several nodes only one at a time.
+    pub(crate) fn rot(&mut self, node: NodeId, fault: Fault) {
+        if self.hurt.is_none() && self.rotting.is_empty() && self.world.voters().any(|v| v == node) {
+            self.end(node, true);
+            self.rotting.insert(node, fault);
+        }
+    }
+
+    /// What was to happen to a log while its node was down.
+    fn damage(&mut self, node: NodeId) -> Result<(), Found> {
+        let Some(fault) = self.rotting.remove(&node) else { return Ok(()) };
+        // Somebody else may have lost something meanwhile, and nothing happens when the trouble is over.
+        if !self.world.in_trouble() || self.hurt.is_some() {
+            return Ok(());
+        }
+        let world = self.world.clone();
+        let alone = world.voters().count() < 3;
+        if !alone && !self.others_are_whole(node) {
+            return Ok(());
+        }
+        let disk = &world.machines[&node].disk;
+        let came = rot::strike(disk, &world.options.tuning, fault, &self.rot, alone)?;
+        let what = match came {
+            Rotten::Nothing => 0,
+            Rotten::Refused => 1,
+            Rotten::Cut => 2,
+        };
+        world.fault(fault.name(), &[u64::from(node.0), what]);
+        if came == Rotten::Cut {
+            self.hurt = Some(Hurt { node, target: None });
+            // What it has lost, one other node may be the only one to have.
+            world.net.heal();
+            let nodes: Vec<NodeId> = self.places.keys().copied().collect();
+            for other in nodes {
+                world.machines[&other].disk.disarm();
+                if let Some(Place::Up(_, pause)) = self.places.get_mut(&other) {
+                    *pause = None;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Are all other voters up, with every shard that anybody has, and level with each other? Otherwise what this one holds
+    /// may be the last good copy of something.
+    fn others_are_whole(&self, node: NodeId) -> bool {
+        let all: BTreeSet<ShardId> = self.shards.values().flatten().copied().collect();
+        let mut applied: BTreeMap<ShardId, Vec<LogIndex>> = BTreeMap::new();
+        for other in self.world.voters().filter(|v| *v != node) {
+            let Place::Up(life, None) = &self.places[&other] else { return false };
+            if !life.is_whole() {
+                return false;
+            }
+            for meta in life.node.local.shards().list() {
+                applied.entry(meta.shard).or_default().push(meta.applied);
+            }
+        }
+        let others = self.world.voters().count() - 1;
+        all.iter().all(|shard| {
+            let of = applied.get(shard).map(Vec::as_slice).unwrap_or_default();
+            let (low, high) = (of.iter().min(), of.iter().max());
+            of.len() == others && low.zip(high).is_some_and(|(low, high)| high - low <= LEVEL_MAX)
+        })
+    }
+
+    /// Is there a node that has lost something, and has not yet caught up?
+    pub(crate) fn is_hurt(&self) -> bool {
+        self.hurt.is_some()
+    }
+
+    /// Once the node has caught up with what all held together, trouble goes on.
+    fn look_after_hurt(&mut self) {
+        let Some(hurt) = &mut self.hurt else { return };
+        let voters: Vec<NodeId> = self.world.voters().collect();
+        let lives: Vec<&Life> = voters
+            .iter()
+            .filter_map(|v| match &self.places[v] {
+                Place::Up(life, None) => Some(&**life),
+                _ => None,
+            })
+            .collect();
+        if lives.len() < voters.len() {
+            return;
+        }
+        let Some((target, since)) = &hurt.target else {
+            let mut target: BTreeMap<ShardId, LogIndex> = BTreeMap::new();
+            for node in lives.iter().map(|life| &life.node) {
+                for meta in node.local.shards().list() {
+                    let last = node.log.last_index(meta.shard).unwrap_or_default();
+                    let highest = target.entry(meta.shard).or_default();
+                    *highest = last.max(*highest);
+                }
+            }
+            hurt.target = Some((target, self.now));
+            return;
+        };
+        let Some(life) = lives.iter().find(|life| life.node.id == hurt.node) else { return };
+        let applied: BTreeMap<ShardId, LogIndex> =
+            life.node.local.shards().list().into_iter().map(|m| (m.shard, m.applied)).collect();
+        let level = target.iter().all(|(shard, upto)| applied.get(shard).is_some_and(|at| at >= upto));
+        // An entry that was in one log only, and was never committed, may have no successor for a long time.
+        if life.is_whole() && (level || self.now > *since + HURT_MAX) {
+            self.world.note("caught up", &[u64::from(hurt.node.0), u64::from(level)]);
+            self.hurt = None;
+            for node in self.world.clone().nodes() {
+                self.arm(node);
+            }
+        }
+    }
+
+    /// Has a node's disk failed? Takes note of it.
+    fn has_failed(&mut self, node: NodeId) -> bool {
+        if self.failed.contains_key(&node) {
+            return true;
+        }
+        let Some(fault) = self.world.machines[&node].disk.failed() else { return false };
+        let name = FAILURES.iter().find(|(_, f)| *f == fault).map_or("?", |(kind, _)| kind.name());
+        self.world.fault(name, &[u64::from(node.0)]);
+        let noticed = Duration::from_millis(1 + self.supervisor.below(NOTICED_MS_MAX));
+        self.failed.insert(node, self.now + noticed);
+        true
+    }
+
+    /// Ends processes whose disk has failed: by a kill, which leaves what a failed sync marked clean in the page cache, or
+    /// by a restart of the machine.
+    fn end_failed(&mut self) {
+        let due: Vec<NodeId> =
+            self.failed.iter().filter(|(_, at)| **at <= self.now).map(|(node, _)| *node).collect();
+        for node in due {
+            let power = self.supervisor.below(2) == 0;
+            self.world.note("ended", &[u64::from(node.0), u64::from(power)]);
+            self.end(node, power);
+        }
+    }
+
+    /// Draws the I/Os at which a node loses power, or its disk fails.
+    pub(crate) fn arm(&mut self, node: NodeId) {
+        if !self.world.in_trouble() || self.hurt.is_some() {
+            return;
+        }
+        let disk = &self.world.machines[&node].disk;
+        let rate = self.world.options.rate(Fault::Power);
+        if rate > 0 {
+            disk.fail_at(disk.operations() + 1 + self.power.below(3 * rate), fake::Fault::PowerCut);
+        }
+        for (kind, fault, random) in &self.failures {
+            let rate = self.world.options.rate(*kind);
+            disk.fail_at(disk.operations() + 1 + random.below(3 * rate), *fault);
+        }
+    }
+
+    /// Ends a node's process, if there is one. `power`: of the whole machine. It comes back after a while.
+    pub(crate) fn end(&mut self, node: NodeId, power: bool) {
+        let machine = &self.world.machines[&node];
+        let place = self.places.get_mut(&node).expect("every node has a place");
+        if let Place::Up(..) = place {
+            self.crashes += 1;
+            let down = Duration::from_millis(1 + self.power.below(DOWN_MS_MAX));
+            // First: what its tasks still say when they are dropped is heard by nobody.
+            self.world.net.leave(node);
+            *place = Place::Down(Some(self.now + down));
+            machine.engine.crash();
+        }
+        if self.failed.remove(&node).is_some() {
+            machine.disk.heal();
+        }
+        if power {
+            machine.disk.crash(&self.power);
+        }
+    }
+
+    /// Ends a node, and leaves it down.
+    pub(crate) fn end_for_good(&mut self, node: NodeId) {
+        self.end(node, true);
+        self.places.insert(node, Place::Down(None));
+    }
+
+    /// Nothing fails any more on this node; if it is down, it starts now.
+    pub(crate) fn heal(&mut self, node: NodeId) {
+        if self.has_failed(node) {
+            self.end(node, false);
+        }
+        self.world.machines[&node].disk.heal();
+        let place = self.places.get_mut(&node).expect("every node has a place");
+        match place {
+            Place::Down(until) => *until = Some(self.now),
+            Place::Up(_, pause) => *pause = None,
+        }
+    }
+
+    /// Lets a node stand still.
+    pub(crate) fn pause(&mut self, node: NodeId, long: Duration) {
+        if let Some(Place::Up(_, pause)) = self.places.get_mut(&node) {
+            *pause = Some(self.now + long);
+        }
+    }
+
+    /// The nodes that run and do not stand still.
+    pub(crate) fn moving(&self) -> impl Iterator<Item = &Life> {
+        self.places.values().filter_map(|place| match place {
+            Place::Up(life, None) => Some(&**life),
+            _ => None,
+        })
+    }
+
+    /// A node's process, if it runs and does not stand still.
+    pub(crate) fn life(&self, node: NodeId) -> Option<&Life> {
+        match &self.places[&node] {
+            Place::Up(life, None) => Some(life),
+            _ => None,
+        }
+    }
+
+    /// Takes note of which shards are where.
+    pub(crate) fn note_shards(&mut self) {
+        for place in self.places.values() {
+            if let Place::Up(life, None) = place {
+                let here = life.node.local.shards().list().into_iter().map(|m| m.shard).collect();
+                self.shards.insert(life.node.id, here);
+            }
+        }
+    }
+
+    /// Have all of these had every shard that anybody has, as far as was seen?
+    pub(crate) fn hold_all_shards(&self, nodes: &[NodeId]) -> bool {
+        let all: BTreeSet<ShardId> = self.shards.values().flatten().copied().collect();
+        nodes.iter().all(|n| self.shards.get(n).is_some_and(|here| here.is_superset(&all)))
+    }
+
+    /// Where a node stands, for a report.
+    pub(crate) fn stage(&self, node: NodeId) -> String {
+        match &self.places[&node] {
+            Place::Up(life, _) => life.stage(),
+            Place::Down(_) => "down".into(),
+        }
+    }
+
+    /// Are all of these up, and say so of themselves?
+    pub(crate) fn all(&self, nodes: &[NodeId], is: impl Fn(&Life) -> bool) -> bool {
+        nodes.iter().all(|n| matches!(&self.places[n], Place::Up(life, None) if is(life)))
+    }
+}
