@@ -12,7 +12,16 @@ use isochrone_env::{Random, SplitMix64};
 
 fn start_fails(dir: &std::path::Path) -> String {
     let out = isochrone()
-        .args(["start", "--sql", "127.0.0.1:0", "--http", "127.0.0.1:0", "--data"])
+        .args([
+            "start",
+            "--sql",
+            "127.0.0.1:0",
+            "--http",
+            "127.0.0.1:0",
+            "--cluster",
+            "127.0.0.1:0",
+            "--data",
+        ])
         .arg(dir)
         .output()
         .expect("the binary runs");
@@ -46,11 +55,47 @@ fn an_address_others_can_reach_needs_a_word() {
 }
 
 #[test]
-fn commands_that_are_not_there_say_so() {
-    for command in ["demo", "init"] {
-        let out = isochrone().args([command, "--nodes", "3"]).output().unwrap();
-        assert!(!out.status.success());
-        assert!(String::from_utf8_lossy(&out.stderr).contains("not available yet"));
+fn words_that_make_no_sense_are_answered_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let data = data.to_str().unwrap();
+    let cases: [(&[&str], &str); 11] = [
+        (&["init"], "--cluster"),
+        (&["init", "--cluster", "7433"], "it has no port (expected HOST:PORT)"),
+        (&["init", "--cluster", "localhost:seven"], "not a number from 1 to 65535"),
+        (&["node", "ls", "--cluster", "http://localhost:7433"], "no scheme"),
+        (&["node", "drain", "0", "--cluster", "localhost:7433"], "0 is not in"),
+        (&["demo", "--nodes", "5"], "a demo has 3 nodes"),
+        (&["start", "--data", data, "--join", "localhost"], "--join: \"localhost\" is not an address"),
+        (&["start", "--data", data, "--join", "a:1,b:0"], "port 0"),
+        (&["start", "--data", data, "--join", "192.0.2.1:7433"], "cannot reach --cluster"),
+        (&["start", "--data", data, "--cluster", "0.0.0.0:0"], "--insecure"),
+        (
+            &["start", "--data", data, "--insecure", "--cluster", "0.0.0.0:0", "--join", "a:1"],
+            "--advertise HOST:PORT",
+        ),
+    ];
+    for (args, expected) in cases {
+        let out = isochrone().args(args).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(!out.status.success(), "{args:?}");
+        assert!(said.contains(expected) && !said.contains("panicked"), "{args:?}: {said}");
+    }
+    assert!(!std::path::Path::new(data).exists(), "nothing was created");
+}
+
+#[test]
+fn help_teaches() {
+    for (command, expected) in [
+        ("start", "--join 127.0.0.1:7433,127.0.0.1:7434,127.0.0.1:7435"),
+        ("init", "isochrone init --cluster 127.0.0.1:7433"),
+        ("node", "isochrone node drain 2 --cluster 127.0.0.1:7433"),
+        ("demo", "isochrone demo --seconds 120"),
+    ] {
+        let out = isochrone().args([command, "--help"]).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stdout);
+        assert!(out.status.success() && said.contains(expected), "{command}: {said}");
+        assert!(!said.contains("stop-with-stdin"), "hidden");
     }
 }
 

@@ -4,10 +4,14 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use tokio_postgres::{Client, Config, NoTls};
+
+pub mod cluster;
+pub mod real;
+pub mod strace;
 
 pub struct Server {
     child: Child,
@@ -15,9 +19,15 @@ pub struct Server {
     pub http: SocketAddr,
 }
 
+/// The binary under test: the one built with the tests, or the one that `ISOCHRONE_BIN` names (a release build, for runs
+/// that last).
+pub fn executable() -> PathBuf {
+    std::env::var_os("ISOCHRONE_BIN").map_or_else(|| env!("CARGO_BIN_EXE_isochrone").into(), PathBuf::from)
+}
+
 /// A command for the binary under test.
 pub fn isochrone() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_isochrone"))
+    Command::new(executable())
 }
 
 impl Server {
@@ -40,7 +50,7 @@ impl Server {
         let mut child = isochrone()
             .args(["start", "--data"])
             .arg(dir)
-            .args(["--sql", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+            .args(["--sql", "127.0.0.1:0", "--http", "127.0.0.1:0", "--cluster", "127.0.0.1:0"])
             .args(more)
             .env("ISOCHRONE_LOG", "warn")
             .stdout(Stdio::piped())
@@ -127,19 +137,24 @@ pub async fn connect(config: &Config) -> Result<Client, tokio_postgres::Error> {
     Ok(client)
 }
 
+/// What an HTTP page answers: the status line's code, and the body.
+pub fn http_get(http: SocketAddr, path: &str) -> (u16, String) {
+    use std::io::{Read, Write};
+    let mut socket = std::net::TcpStream::connect(http).expect("the HTTP port is open");
+    socket.set_read_timeout(Some(std::time::Duration::from_secs(30))).expect("a timeout can be set");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    socket.write_all(request.as_bytes()).expect("the request is sent");
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).expect("the answer is text");
+    let code = answer.split(' ').nth(1).and_then(|c| c.parse().ok()).expect("a status line");
+    let body = answer.split_once("\r\n\r\n").map(|(_, b)| b.to_string()).unwrap_or_default();
+    (code, body)
+}
+
 impl Server {
-    /// What an HTTP page answers: the status line's code, and the body.
+    /// See [`http_get`].
     pub fn http_get(&self, path: &str) -> (u16, String) {
-        use std::io::{Read, Write};
-        let mut socket = std::net::TcpStream::connect(self.http).expect("the HTTP port is open");
-        socket.set_read_timeout(Some(std::time::Duration::from_secs(30))).expect("a timeout can be set");
-        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        socket.write_all(request.as_bytes()).expect("the request is sent");
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).expect("the answer is text");
-        let code = answer.split(' ').nth(1).and_then(|c| c.parse().ok()).expect("a status line");
-        let body = answer.split_once("\r\n\r\n").map(|(_, b)| b.to_string()).unwrap_or_default();
-        (code, body)
+        http_get(self.http, path)
     }
 
     /// Is the process still there?
