@@ -229,6 +229,15 @@ pub trait KvTxn: Send {
         range: &'a KeyRange,
         options: ScanOptions,
     ) -> BoxFuture<'a, Result<Page, Error>>;
+    /// Where the uncertainty window of the snapshot ends (R5): nothing above it was acknowledged before the snapshot was
+    /// taken. Without a window, the snapshot itself.
+    fn uncertain_to(&self) -> Timestamp {
+        self.read_ts()
+    }
+    /// What runs now was begun before and is tried again: it must see what was acknowledged before it began first, and so
+    /// its window ends at `to`, where the first attempt's did. Attempts that read a hot range come to an end by that: the
+    /// snapshot of a later one is above the window. To be called before anything is read.
+    fn cap_uncertainty(&mut self, _to: Timestamp) {}
     /// Locks asked for from now on are waited for so long at most.
     fn set_lock_wait_max(&mut self, wait_max: Duration);
     /// Buffers a write; `None` deletes. Sent only at commit. A key that this transaction read before (point or scan)

@@ -427,6 +427,14 @@ impl KvTxn for Txn {
         }
     }
 
+    fn uncertain_to(&self) -> Timestamp {
+        self.uncertain_to.max(self.read_ts)
+    }
+
+    fn cap_uncertainty(&mut self, to: Timestamp) {
+        self.uncertain_to = self.uncertain_to.min(to).max(self.read_ts);
+    }
+
     fn set_max_ts(&mut self, max_ts: Timestamp) {
         self.options.max_ts = max_ts;
     }

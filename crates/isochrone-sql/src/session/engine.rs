@@ -272,6 +272,10 @@ impl Session {
             ));
         }
         txn.kv.begin_statement();
+        let window_end = txn.kv.uncertain_to();
+        let window_end = *self.window_end.get_or_insert(window_end);
+        let txn = self.transaction();
+        txn.kv.cap_uncertainty(window_end);
         txn.kv.set_lock_wait_max(lock_wait);
         let read_ts = txn.kv.read_ts();
         for oid in planned.tables() {

@@ -81,6 +81,8 @@ pub struct Session {
     block: transaction::BlockModes,
     /// What the next transaction reads, where its first statement decides that.
     next_snapshot: Option<isochrone_txn::kv::Snapshot>,
+    /// Where the uncertainty window of the running statement's first attempt ended: later attempts keep to it.
+    window_end: Option<isochrone_base::Timestamp>,
     /// See `Txn::own`, of the next transaction.
     next_own: Option<Option<AsOf>>,
     /// The highest timestamp of what this session has committed or read (R25, and for reads of replicas).
@@ -124,6 +126,7 @@ impl Session {
             modes: Default::default(),
             block: Default::default(),
             next_snapshot: None,
+            window_end: None,
             next_own: None,
             seen: isochrone_base::Timestamp::MIN,
             prepared: BTreeMap::new(),

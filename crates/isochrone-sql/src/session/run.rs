@@ -94,6 +94,7 @@ impl Session {
         self.cancel.clear();
         self.claims.check()?;
         self.claims.begin_statement();
+        self.window_end = None;
         self.db.update_session(self.pid, |s| {
             s.state = "active";
             s.query = prepared.text.clone();

@@ -95,6 +95,34 @@ async fn r5_a_version_in_the_window_moves_the_snapshot_up() {
     world.assert_clean();
 }
 
+/// R5: attempts at one statement share the window of the first, so that somebody who reads a hot row gets past it. What was
+/// acknowledged before the first began is seen all the same.
+#[tokio::test(start_paused = true)]
+async fn r5_later_attempts_keep_to_the_window_of_the_first() {
+    let world = World::new(&[]);
+    let writer = node(&world, 1, Config::default());
+    let reader = node(&world, 2, Config { uncertainty: Duration::from_millis(500), ..Config::default() });
+    write(&writer, &[(b"k", "before")]).await;
+    let first = serializable(&reader);
+    let window_end = first.uncertain_to();
+    assert!(window_end > first.read_ts());
+    first.rollback();
+    tokio::time::advance(Duration::from_millis(600)).await;
+    // Without the cap a version that comes now counts as one that may have been acknowledged before.
+    for (capped, written, seen) in [(false, "one", "one"), (true, "two", "one")] {
+        let mut txn = serializable(&reader);
+        let began = txn.read_ts();
+        if capped {
+            txn.cap_uncertainty(window_end);
+        }
+        tokio::time::advance(Duration::from_millis(10)).await;
+        write(&writer, &[(b"k", written)]).await;
+        let got = get(&mut txn, b"k").await.unwrap();
+        assert_eq!((got.as_deref(), txn.read_ts() > began), (Some(seen), !capped));
+    }
+    world.assert_clean();
+}
+
 /// R5. Mistake: uncertainty window looks at versions only, not prepares. The transaction is reported as committed while
 /// its prepares still stand.
 #[tokio::test(start_paused = true)]
