@@ -59,12 +59,6 @@ pub enum Anomaly {
     NotLinearizable,
     /// A write that was reported as failed is visible.
     AbortedVisible,
-    /// The sum of all balances at one snapshot is not what it was.
-    TotalChanged,
-    /// A balance is below zero.
-    Overdrawn,
-    /// A balance is not what the ledger's rows add up to.
-    BalanceMismatch,
     /// The workload broke a promise it gave to the checker.
     Malformed,
 }
@@ -100,9 +94,6 @@ impl Anomaly {
             Lost => "lost-write",
             NotLinearizable => "not-linearizable",
             AbortedVisible => "aborted-visible",
-            TotalChanged => "total-changed",
-            Overdrawn => "overdrawn",
-            BalanceMismatch => "balance-mismatch",
             Malformed => "malformed-history",
         }
     }
@@ -117,15 +108,14 @@ impl Anomaly {
             GNonadjacent(Via::Realtime) | G2Item(Via::Realtime) => "CH5",
             G0(_) | G1c(_) | LostUpdate | GSingle(_) | GNonadjacent(_) | G2Item(_) => "T6",
             G1a | AbortedVisible => "T3",
-            G1b | TotalChanged | BalanceMismatch => "T1",
+            G1b => "T1",
             Internal => "CH1",
             Duplicate => "T8",
             IncompatibleOrder => "CH3",
             Garbage => "CH2",
             Lost => "T2",
             NotLinearizable => "CH6",
-            Overdrawn => "CH7",
-            Malformed => "CH8",
+            Malformed => "CH7",
         }
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! * [`append`] judges transactions over lists: serializability and the weaker and stricter levels around it.
 //! * [`register`] judges single operations on single keys: linearizability.
-//! * [`bank`] judges balances read at snapshots, and a ledger against them.
 //! * [`acked`] judges a set: whatever was acknowledged is present at the end.
+//! * [`lists`] keeps the book of a workload for [`append`] and [`acked`].
 //!
-//! All four are plain state machines. Times are numbers that the caller took from one clock that every client shares (true
-//! time in a simulation, the monotonic clock of one machine otherwise), in a unit of the caller's choice. All four work
+//! The first three are plain state machines. Times are numbers that the caller took from one clock that every client shares (true
+//! time in a simulation, the monotonic clock of one machine otherwise), in a unit of the caller's choice. They work
 //! online, in memory with a bound that each module states, and give the same verdicts for the same calls in the same order.
 //! A verdict is never a guess: whatever is reported cannot have happened at the level asked for. What may go unreported
 //! is written at the head of each module.
@@ -20,15 +20,14 @@
 //!   CH4  A session sees what it has seen and done before (from snapshot isolation up).
 //!   CH5  A transaction sees everything that was acknowledged before it began (strict serializability).
 //!   CH6  Operations on one key take effect at one instant between their call and their answer.
-//!   CH7  No account is overdrawn.
-//!   CH8  The workload keeps its own promises (values written once per key, and so on): not the database's fault.
+//!   CH7  The workload keeps its own promises (values written once per key, and so on): not the database's fault.
 #![forbid(unsafe_code)]
 
 pub mod acked;
 pub mod append;
-pub mod bank;
 mod finding;
 mod intervals;
+pub mod lists;
 pub mod register;
 
 pub use finding::{Anomaly, Finding, Findings, Level, Via};

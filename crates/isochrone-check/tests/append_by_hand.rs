@@ -335,7 +335,7 @@ fn a_finding_fits_a_screen() {
 fn a_value_appended_twice_is_the_workloads_fault() {
     let h = History::of(vec![t(Committed, &[a(1, 1)]), t(Committed, &[a(1, 1)])]);
     let found = h.check(ReadCommitted);
-    assert_eq!((found[0].anomaly, found[0].invariant()), (Anomaly::Malformed, "CH8"));
+    assert_eq!((found[0].anomaly, found[0].invariant()), (Anomaly::Malformed, "CH7"));
 }
 
 #[test]

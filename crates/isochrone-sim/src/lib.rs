@@ -11,7 +11,7 @@
 //! healed and the others stay down; everything that was begun must end, and new transactions succeed, within 30 virtual
 //! seconds. *Last*: every node starts once more from what is durable, and everything is looked at.
 //!
-//! Checks, beside T1 to T13 of the commit protocol and CH1 to CH8 of [`isochrone_check`]
+//! Checks, beside T1 to T13 of the commit protocol and CH1 to CH7 of [`isochrone_check`]
 //!   SIM0   Nobody sees an error that cannot happen.
 //!   SIM1   At every snapshot the total of all balances is what it was (atomicity; T1).
 //!   SIM2   At the end every transfer that was acknowledged is in the ledger (T2), and every balance is the sum of the

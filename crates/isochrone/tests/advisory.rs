@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::cluster::{Cluster, PATIENCE};
@@ -130,6 +131,51 @@ async fn eight_migrations_at_once_apply_once() {
     applied.sort_unstable();
     println!("applied by each run: {applied:?}");
     assert_eq!(applied, [0, 0, 0, 0, 0, 0, 0, MIGRATIONS.len()]);
+    for node in cluster.nodes() {
+        let client = cluster.connect(node).await;
+        assert_eq!(cell(&client, "SELECT count(*) FROM _sqlx_migrations WHERE success").await, "4");
+        assert_eq!(cell(&client, "SELECT n FROM counts").await, "1");
+        assert_eq!(cell(&client, "SELECT count(*) FROM users").await, "2");
+    }
+    cluster.close_and_verify().await;
+}
+
+/// The same with the tool itself, where it is installed (`cargo install sqlx-cli --no-default-features --features postgres`):
+/// eight processes at once, and once more when everything is applied.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn eight_processes_of_sqlx_cli_at_once_apply_once() {
+    if Command::new("sqlx").arg("--version").stdout(Stdio::null()).status().is_err() {
+        println!("skipped: sqlx-cli is not installed");
+        return;
+    }
+    let mut cluster = Cluster::start(&[]).await;
+    let scripts = tempfile::tempdir().unwrap();
+    for (version, description, sql) in MIGRATIONS {
+        let name = format!("{version}_{}.sql", description.replace(' ', "_"));
+        std::fs::write(scripts.path().join(name), sql).unwrap();
+    }
+    let gateways = cluster.gateways();
+    let run = |i: usize| {
+        let url = format!("postgres://root@{}/isochrone?sslmode=disable", gateways[i % gateways.len()]);
+        let mut command = Command::new("timeout");
+        command.args([&PATIENCE.as_secs().to_string(), "sqlx", "migrate", "run", "--no-dotenv"]);
+        command.args(["--database-url", &url, "--source"]).arg(scripts.path()).stdin(Stdio::null());
+        tokio::task::spawn_blocking(move || {
+            let out = command.output().unwrap();
+            let (said, complained) =
+                (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+            assert!(out.status.success(), "run {i}: {said}{complained}");
+            said.lines().filter(|l| l.starts_with("Applied ")).count()
+        })
+    };
+    let runs: Vec<_> = (0..8).map(run).collect();
+    let mut applied = Vec::new();
+    for run in runs {
+        applied.push(run.await.unwrap());
+    }
+    println!("applied by each process: {applied:?}");
+    assert_eq!(applied.iter().sum::<usize>(), MIGRATIONS.len());
+    assert_eq!(run(0).await.unwrap(), 0);
     for node in cluster.nodes() {
         let client = cluster.connect(node).await;
         assert_eq!(cell(&client, "SELECT count(*) FROM _sqlx_migrations WHERE success").await, "4");

@@ -5,6 +5,7 @@ mod common;
 
 use common::cluster::{Cluster, PATIENCE};
 use common::isochrone;
+use isochrone_cli::bank;
 use isochrone_cli::demo::journey;
 use isochrone_cli::inspect;
 use tokio_postgres::Client;
@@ -183,4 +184,53 @@ async fn what_an_operator_sees_and_does() {
     cluster.restart(2).await;
     cluster.caught_up(2, 0).await;
     cluster.close_and_verify().await;
+}
+
+/// The number of milliseconds on the line of a plan that begins so.
+fn shown_ms(plan: &[Vec<String>], name: &str) -> Option<f64> {
+    let line = plan.iter().find_map(|row| row[0].trim().strip_prefix(name))?;
+    line.trim().strip_suffix(" ms")?.parse().ok()
+}
+
+/// R24: EXPLAIN ANALYZE shows what the external level waits for, and the causal level waits for nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_cost_of_external_consistency_is_shown() {
+    let cluster = Cluster::start(&[]).await;
+    let client = cluster.connect(2).await;
+    ok(&client, "CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t VALUES (1, 0)").await;
+    let write = "EXPLAIN ANALYZE UPDATE t SET v = v + 1 WHERE id = 1";
+    let plan = cells(&client, write).await;
+    assert_eq!(shown_ms(&plan, "Commit Wait:"), None, "{plan:?}");
+    ok(&client, "SET transaction_consistency = 'external'").await;
+    let plan = cells(&client, write).await;
+    let wait = shown_ms(&plan, "Commit Wait:");
+    assert!(wait.is_some_and(|ms| ms > 0.0), "{plan:?}");
+    // A read right after: it is at the clock's latest, and its answer waits until that is past.
+    let plan = cells(&client, "EXPLAIN ANALYZE SELECT v FROM t WHERE id = 1").await;
+    assert!(shown_ms(&plan, "Read Wait:").is_some(), "{plan:?}");
+    assert_eq!(cells(&client, "SELECT v FROM t WHERE id = 1").await, [["2"]]);
+}
+
+/// A DEFERRABLE snapshot over all shards while money moves between them: it waits, and is never aborted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deferrable_report_under_load_is_never_aborted() {
+    let cluster = Cluster::start(&[]).await;
+    cluster.open_bank().await;
+    let gateways = cluster.gateways();
+    let load = bank::Load::start(&gateways, 4, 7, 0);
+    let client = cluster.connect(3).await;
+    for _ in 0..5 {
+        ok(&client, "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE").await;
+        // Two statements, one snapshot: whatever the second sees, the first one saw.
+        let sum = "SELECT sum(balance)::bigint, count(*) FROM accounts";
+        let first = cells(&client, sum).await;
+        let rows = cells(&client, "SELECT count(*) FROM ledger").await;
+        assert_eq!(cells(&client, sum).await, first);
+        assert_eq!(cells(&client, "SELECT count(*) FROM ledger").await, rows);
+        assert_eq!(first[0][0], bank::TOTAL.to_string());
+        ok(&client, "COMMIT").await;
+    }
+    assert!(load.counts().commits > 0);
+    let acknowledged = load.stop().await;
+    assert!(!cluster.expect(acknowledged).is_empty());
 }

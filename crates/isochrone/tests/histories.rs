@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use common::cluster::PATIENCE;
 use common::real::{Lab, Loss, cut, in_lab};
-use isochrone_check::acked::Acked;
-use isochrone_check::append::{self, AppendChecker, Op, TxnNo};
+use isochrone_check::append::{Op, TxnNo};
+use isochrone_check::lists::{self, Lists, PER_PLACE, Rules};
 use isochrone_check::{Level, Outcome};
 use isochrone_cli::inspect;
 use isochrone_env::os::OsClock;
@@ -26,12 +26,9 @@ use tokio_postgres::{Client, NoTls};
 
 /// Clients of each node.
 const CLIENTS: u64 = 4;
-/// Lists at a time; a list is used for [`APPENDS_MAX`] appends, then the next one takes its place.
+/// Lists at a time, and appends to each before the next one takes its place.
 const PLACES: u64 = 12;
-const APPENDS_MAX: u64 = 40;
-const PER_PLACE: u64 = 1_000_000;
-/// A value is its client's number times this, and its own.
-const PER_CLIENT: u64 = 100_000_000;
+const APPENDS_MAX: u32 = 40;
 /// Intervals of acknowledged values that are remembered, per client.
 const RUNS_MAX: usize = 1_000_000;
 /// A statement without an answer for so long is given up, and its connection with it.
@@ -53,44 +50,20 @@ fn knob(name: &str, default: u64) -> u64 {
 
 /// What clients did and were told.
 struct Told {
-    checker: AppendChecker,
-    acked: Acked,
-    places: Vec<(u64, u64)>,
+    lists: Lists,
     /// Committed, aborted, unknown.
     outcomes: [u64; 3],
 }
 
 impl Told {
     fn new(level: Level) -> Told {
-        let mut checked = append::Options::new(level);
-        checked.key_appends_max = 2 * APPENDS_MAX as u32;
-        Told {
-            checker: AppendChecker::new(checked),
-            acked: Acked::new(RUNS_MAX),
-            places: vec![(0, 0); PLACES as usize],
-            outcomes: [0; 3],
-        }
-    }
-
-    fn list(&self, place: u64) -> u64 {
-        place * PER_PLACE + self.places[place as usize].0
-    }
-
-    fn append_to(&mut self, place: u64) -> u64 {
-        let list = self.list(place);
-        let (number, sent) = &mut self.places[place as usize];
-        *sent += 1;
-        if *sent == APPENDS_MAX {
-            (*number, *sent) = (*number + 1, 0);
-            self.checker.retire(list);
-        }
-        list
+        let (places, appends_max, runs_max) = (PLACES, APPENDS_MAX, RUNS_MAX);
+        let lists = Lists::new(Rules { level, places, appends_max, runs_max, check_every: None });
+        Told { lists, outcomes: [0; 3] }
     }
 
     fn wrong(&mut self) -> Option<String> {
-        let mut found = self.checker.findings().take();
-        found.extend(self.acked.findings().take());
-        found.first().map(|f| format!("{} {f}", f.invariant()))
+        self.lists.take_findings().first().map(|f| f.to_string())
     }
 }
 
@@ -164,7 +137,7 @@ async fn client(run: Arc<Run>, gateway: SocketAddr, number: u64, seed: u64) {
             }
             continue;
         };
-        let txn = run.told().checker.begin(number, run.now_us());
+        let txn = run.told().lists.begin(number, run.now_us());
         let mut ops = Vec::new();
         let ended = transaction(&run, client, &random, number, &mut ops).await;
         let outcome = match &ended {
@@ -176,7 +149,7 @@ async fn client(run: Arc<Run>, gateway: SocketAddr, number: u64, seed: u64) {
             }
             Err((true, failed)) => outcome_of(failed),
         };
-        end(&run, txn, number, outcome, ops);
+        end(&run, txn, outcome, ops);
         match ended {
             Err((_, Failed::Nobody)) => connection = None,
             Err(_) if within(client.batch_execute("ROLLBACK")).await.is_err() => connection = None,
@@ -185,14 +158,9 @@ async fn client(run: Arc<Run>, gateway: SocketAddr, number: u64, seed: u64) {
     }
 }
 
-fn end(run: &Run, txn: TxnNo, number: u64, outcome: Outcome, ops: Vec<Op>) {
+fn end(run: &Run, txn: TxnNo, outcome: Outcome, ops: Vec<Op>) {
     let told = &mut *run.told();
-    for op in &ops {
-        if let Op::Append { value, .. } = op {
-            told.acked.outcome(number, value % PER_CLIENT, outcome);
-        }
-    }
-    told.checker.finish(txn, outcome, ops, run.now_us());
+    told.lists.finish(txn, outcome, ops, run.now_us());
     told.outcomes[outcome as usize] += 1;
 }
 
@@ -221,7 +189,7 @@ async fn statement(
     let place = random.below(PLACES);
     match random.below(5) {
         shape @ (0 | 1) => {
-            let key = run.told().list(place);
+            let key = run.told().lists.list(place);
             let by = if shape == 0 { "id" } else { "tag" };
             let sql = format!("SELECT v FROM lists WHERE {by} = $1");
             let rows = within(client.query(&sql, &[&(key as i64)])).await?;
@@ -231,7 +199,7 @@ async fn statement(
             let last = (place + 1).min(PLACES - 1);
             let keys: Vec<u64> = {
                 let told = run.told();
-                (place..=last).map(|p| told.list(p)).collect()
+                (place..=last).map(|p| told.lists.list(p)).collect()
             };
             let (from, to) = ((place * PER_PLACE) as i64, ((last + 1) * PER_PLACE) as i64);
             let scan = "SELECT id, v FROM lists WHERE id >= $1 AND id < $2";
@@ -242,10 +210,7 @@ async fn statement(
             }
         }
         shape => {
-            let (key, value) = {
-                let told = &mut *run.told();
-                (told.append_to(place), number * PER_CLIENT + told.acked.send(number))
-            };
+            let (key, value) = run.told().lists.append_to(place, number);
             // Sent from here on, whatever becomes of it.
             if shape == 3 {
                 let locking = "SELECT v FROM lists WHERE id = $1 FOR UPDATE";
@@ -269,7 +234,7 @@ async fn statement(
 
 /// The values of a list; no row is an empty one.
 fn list(v: Option<&str>) -> Vec<u64> {
-    v.map_or(Vec::new(), |text| text.split(',').skip(1).map(|n| n.parse().expect("a number")).collect())
+    v.map_or(Vec::new(), |text| lists::parse(text).expect("a list"))
 }
 
 /// One fault, and its end.
@@ -379,22 +344,13 @@ fn lists_at_every_level() {
             let first = open(lab.cluster.gateways()[0], "").await.expect("the node serves");
             let rows = first.query("SELECT id, v FROM lists", &[]).await.unwrap();
             let told = &mut *run.told();
-            let mut present = Vec::new();
-            for row in &rows {
-                let (key, values) = (row.get::<_, i64>(0) as u64, list(Some(row.get(1))));
-                present.extend(values.iter().map(|v| (v / PER_CLIENT, v % PER_CLIENT)));
-                if key % PER_PLACE == told.places[(key / PER_PLACE) as usize].0 {
-                    told.checker.final_read(key, values, run.now_us());
-                }
-            }
-            present.sort_unstable();
-            told.acked.verify(present);
-            told.checker.end();
+            let at_rest = rows.iter().map(|row| (row.get::<_, i64>(0) as u64, list(Some(row.get(1)))));
+            told.lists.end(at_rest, run.now_us());
             assert_eq!(told.wrong(), None, "{name}");
             let [committed, aborted, unknown] = told.outcomes;
             println!(
                 "{name}, {seconds} s: {committed} committed, {aborted} aborted, {unknown} unknown; faults {faults:?}; {:?}",
-                told.checker.stats()
+                told.lists.stats()
             );
             assert!(committed > 20);
         }

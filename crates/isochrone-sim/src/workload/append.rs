@@ -1,14 +1,13 @@
 //! Lists, appended to and read by SQL transactions of several statements over several shards; judged as Elle judges them
 //! ([`isochrone_check::append`]).
 //!
-//! A list is a row. It is used for [`APPENDS_MAX`] appends, then the next one takes its place, so that rows stay small and
-//! the checker's memory bounded. A row is reached by its key, by an index, and by scans over several lists.
+//! A list is a row ([`isochrone_check::lists`]), which is reached by its key, by an index, and by scans over several lists.
 
 use std::sync::{Arc, Mutex};
 
-use isochrone_check::acked::Acked;
-use isochrone_check::append::{self, AppendChecker, Op, TxnNo};
-use isochrone_check::{Findings, Outcome};
+use isochrone_check::append::{Op, TxnNo};
+use isochrone_check::lists::{self, Lists, PER_PLACE, Rules};
+use isochrone_check::{Finding, Outcome};
 use isochrone_env::SplitMix64;
 use isochrone_types::{Datum, Error};
 
@@ -18,24 +17,19 @@ use crate::options::{Level, Options};
 use crate::world::{Found, World};
 
 /// Appends to a list before it is retired.
-const APPENDS_MAX: u64 = 30;
+const APPENDS_MAX: u32 = 30;
 /// Most statements of a transaction.
 const STATEMENTS_MAX: u64 = 5;
-/// Keys of the lists that follow each other in one place.
-const PER_PLACE: u64 = 1_000_000;
 /// Intervals of acknowledged values that are remembered, per client.
 const RUNS_MAX: usize = 100_000;
-/// A value is its client's number times this, and its own.
-const PER_CLIENT: u64 = 10_000_000;
+/// Transactions between two searches of the checker: a finding comes soon after what caused it.
+const CHECK_EVERY: usize = 64;
 
 /// What the clients did and were told.
 pub(crate) struct Book(Mutex<Told>);
 
 struct Told {
-    checker: AppendChecker,
-    acked: Acked,
-    /// Of each place: its list, and the appends sent to it.
-    places: Vec<(u64, u64)>,
+    lists: Lists,
     counts: Counts,
     muted: &'static [&'static str],
 }
@@ -48,16 +42,14 @@ impl Book {
             Level::RepeatableRead => isochrone_check::Level::SnapshotIsolation,
             Level::ReadCommitted => isochrone_check::Level::ReadCommitted,
         };
-        let mut checked = append::Options::new(level);
-        checked.key_appends_max = 2 * APPENDS_MAX as u32;
-        checked.check_every = 64;
-        Book(Mutex::new(Told {
-            checker: AppendChecker::new(checked),
-            acked: Acked::new(RUNS_MAX),
-            places: vec![(0, 0); options.accounts as usize],
-            counts: Counts::default(),
-            muted: options.muted(),
-        }))
+        let lists = Lists::new(Rules {
+            level,
+            places: options.accounts,
+            appends_max: APPENDS_MAX,
+            runs_max: RUNS_MAX,
+            check_every: Some(CHECK_EVERY),
+        });
+        Book(Mutex::new(Told { lists, counts: Counts::default(), muted: options.muted() }))
     }
 
     pub(crate) fn counts(&self) -> Counts {
@@ -67,40 +59,21 @@ impl Book {
     /// What the checkers have found.
     pub(crate) fn found(&self) -> Result<(), Found> {
         let told = &mut *self.0.lock().expect("one thread");
-        first(told.checker.findings(), told.muted)?;
-        first(told.acked.findings(), told.muted)
+        first(told.lists.take_findings(), told.muted)
     }
 
     /// Searches the whole history once more.
     pub(crate) fn check(&self) -> Result<(), Found> {
-        self.0.lock().expect("one thread").checker.check();
+        self.0.lock().expect("one thread").lists.check();
         self.found()
     }
 }
 
 /// The first finding of a checker, but for those that this run may have.
-pub(crate) fn first(findings: &mut Findings, muted: &[&str]) -> Result<(), Found> {
-    match findings.take().into_iter().find(|f| !muted.contains(&f.invariant())) {
+pub(crate) fn first(found: Vec<Finding>, muted: &[&str]) -> Result<(), Found> {
+    match found.into_iter().find(|f| !muted.contains(&f.invariant())) {
         Some(f) => Err(Found::new(f.invariant(), f.to_string())),
         None => Ok(()),
-    }
-}
-
-impl Told {
-    fn list(&self, place: u64) -> u64 {
-        place * PER_PLACE + self.places[place as usize].0
-    }
-
-    /// The list to append to; after its last append the next one takes its place.
-    fn append_to(&mut self, place: u64) -> u64 {
-        let list = self.list(place);
-        let (number, sent) = &mut self.places[place as usize];
-        *sent += 1;
-        if *sent == APPENDS_MAX {
-            (*number, *sent) = (*number + 1, 0);
-            self.checker.retire(list);
-        }
-        list
     }
 }
 
@@ -115,7 +88,7 @@ struct Attempt {
 
 impl Attempt {
     fn begin(world: &Arc<World>, client: u64) -> Attempt {
-        let txn = world.books.append.0.lock().expect("one thread").checker.begin(client, world.now_us());
+        let txn = world.books.append.0.lock().expect("one thread").lists.begin(client, world.now_us());
         Attempt { world: world.clone(), txn, client, ops: Vec::new(), over: false }
     }
 
@@ -133,12 +106,7 @@ impl Attempt {
     fn tell(&mut self, outcome: Outcome) {
         self.over = true;
         let told = &mut *self.world.books.append.0.lock().expect("one thread");
-        for op in &self.ops {
-            if let Op::Append { value, .. } = op {
-                told.acked.outcome(self.client, value % PER_CLIENT, outcome);
-            }
-        }
-        told.checker.finish(self.txn, outcome, std::mem::take(&mut self.ops), self.world.now_us());
+        told.lists.finish(self.txn, outcome, std::mem::take(&mut self.ops), self.world.now_us());
         match outcome {
             Outcome::Committed => told.counts.committed += 1,
             Outcome::Aborted => told.counts.aborted += 1,
@@ -258,7 +226,7 @@ async fn statement(
     match random.below(6) {
         // A list by its key, or by the index.
         shape @ (0 | 1) => {
-            let key = book.0.lock().expect("one thread").list(place);
+            let key = book.0.lock().expect("one thread").lists.list(place);
             let by = if shape == 0 { "id" } else { "tag" };
             let rows = match client.run(&format!("SELECT v FROM lists WHERE {by} = $1"), &[key as i64]).await
             {
@@ -272,7 +240,7 @@ async fn statement(
             let last = (place + 1).min(world.options.accounts - 1);
             let keys: Vec<u64> = {
                 let told = book.0.lock().expect("one thread");
-                (place..=last).map(|p| told.list(p)).collect()
+                (place..=last).map(|p| told.lists.list(p)).collect()
             };
             let (from, to) = (place * PER_PLACE, (last + 1) * PER_PLACE);
             let scan = "SELECT id, v FROM lists WHERE id >= $1 AND id < $2";
@@ -286,10 +254,7 @@ async fn statement(
             }
         }
         shape => {
-            let (key, value) = {
-                let told = &mut *book.0.lock().expect("one thread");
-                (told.append_to(place), attempt.client * PER_CLIENT + told.acked.send(attempt.client))
-            };
+            let (key, value) = book.0.lock().expect("one thread").lists.append_to(place, attempt.client);
             if shape == 3 && block {
                 // Read and lock first.
                 let locking = "SELECT v FROM lists WHERE id = $1 FOR UPDATE";
@@ -331,8 +296,7 @@ async fn statement(
 fn list(v: Option<&Datum>) -> Result<Vec<u64>, Found> {
     let Some(v) = v else { return Ok(Vec::new()) };
     let Datum::Text(text) = v else { return Err(Found::from(format!("not a list: {v:?}"))) };
-    let values = text.split(',').skip(1).map(|n| n.parse::<u64>());
-    values.collect::<Result<_, _>>().map_err(|e| Found::from(format!("not a list: {text}: {e}")))
+    lists::parse(text).ok_or_else(|| Found::from(format!("not a list: {text}")))
 }
 
 /// SIM8: no list stays locked.
@@ -355,20 +319,11 @@ pub(crate) async fn last_checks(world: &World, node: &Arc<Gateway>) -> Result<()
             },
         }
     };
-    {
-        let told = &mut *world.books.append.0.lock().expect("one thread");
-        let mut present = Vec::new();
-        for row in &rows {
-            let (key, values) = (int(&row[0])? as u64, list(Some(&row[1]))?);
-            present.extend(values.iter().map(|v| (v / PER_CLIENT, v % PER_CLIENT)));
-            if key % PER_PLACE == told.places[(key / PER_PLACE) as usize].0 {
-                told.checker.final_read(key, values, world.now_us());
-            }
-        }
-        present.sort_unstable();
-        told.acked.verify(present);
-        told.checker.end();
+    let mut at_rest = Vec::new();
+    for row in &rows {
+        at_rest.push((int(&row[0])? as u64, list(Some(&row[1]))?));
     }
+    world.books.append.0.lock().expect("one thread").lists.end(at_rest, world.now_us());
     world.books.append.found()?;
     world.note("append end", &[rows.len() as u64]);
     Ok(())

@@ -51,7 +51,7 @@ impl Book {
 
     fn found(&self) -> Result<(), Found> {
         let told = &mut *self.0.lock().expect("one thread");
-        first(told.checker.findings(), told.muted)
+        first(told.checker.findings().take(), told.muted)
     }
 }
 
