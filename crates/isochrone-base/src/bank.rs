@@ -261,6 +261,7 @@ pub const BUGS: &[Bug] = &[
         &["T1", "T2", "SIM2", "SIM7"],
     ),
     bug("wrong-clock-serves", "nobody looks at what other nodes' clocks say", &["SIM19"]),
+    bug("inbox-has-no-bound", "the store loop's inbox takes every proposal, however many wait", &["SIM21"]),
 ];
 
 thread_local! {

@@ -5,6 +5,7 @@
 //! * [`ordered`] is the order-preserving encoding of keys: comparing two encodings as bytes gives the order of
 //!   the values.
 //! * [`bank`] holds the bugs that the simulator must find.
+//! * [`held`] is how a layer says what its queues and tables hold.
 //! * [`keyspace`] says which system or table a key belongs to.
 //!
 //! This crate knows nothing of the others and does no I/O.
@@ -13,6 +14,7 @@
 pub mod bank;
 pub mod codec;
 pub mod hash;
+pub mod held;
 pub mod ids;
 pub mod keyspace;
 pub mod limits;

@@ -8,7 +8,8 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use isochrone_base::codec::DecodeError;
-use isochrone_base::{Bytes, LogIndex, NodeId, ShardId, Term};
+use isochrone_base::held::Held;
+use isochrone_base::{Bytes, LogIndex, NodeId, ShardId, Term, bank};
 use tokio::sync::oneshot;
 
 use crate::store::Event;
@@ -55,9 +56,20 @@ struct State {
     proposal_bytes: usize,
     messages: usize,
     message_bytes: usize,
+    /// The most there have been at once: of proposals and their bytes, of messages and theirs.
+    most: [usize; 4],
     closed: Option<String>,
     /// The loop is gone: nobody will take what is put in.
     ended: bool,
+}
+
+impl State {
+    fn note_most(&mut self) {
+        let now = [self.proposals, self.proposal_bytes, self.messages, self.message_bytes];
+        for (most, now) in self.most.iter_mut().zip(now) {
+            *most = (*most).max(now);
+        }
+    }
 }
 
 /// The inbox itself. `wake` is called whenever the loop has something new to look at.
@@ -102,6 +114,27 @@ impl Inbox {
         s.proposal_bytes = 0;
         s.messages = 0;
         s.message_bytes = 0;
+    }
+
+    /// The most that has waited for the loop at once.
+    pub fn held(&self) -> [Held; 2] {
+        let [proposals, proposal_bytes, messages, message_bytes] = self.lock().most;
+        [
+            Held {
+                what: "consensus.proposals",
+                entries: proposals,
+                entries_max: self.proposals_max,
+                bytes: proposal_bytes,
+                bytes_max: PROPOSAL_BYTES_MAX,
+            },
+            Held {
+                what: "consensus.messages",
+                entries: messages,
+                entries_max: MESSAGES_MAX,
+                bytes: message_bytes,
+                bytes_max: MESSAGE_BYTES_MAX,
+            },
+        ]
     }
 
     /// From now on every proposal is refused with this reason.
@@ -149,13 +182,15 @@ impl Handle {
             let mut s = self.inbox.lock();
             if let Some(reason) = &s.closed {
                 Some(ProposeError::Stopped(reason.clone()))
-            } else if s.proposals >= self.inbox.proposals_max
-                || s.proposal_bytes + payload.len() > PROPOSAL_BYTES_MAX
+            } else if !bank::has("inbox-has-no-bound")
+                && (s.proposals >= self.inbox.proposals_max
+                    || s.proposal_bytes + payload.len() > PROPOSAL_BYTES_MAX)
             {
                 Some(ProposeError::Overloaded)
             } else {
                 s.proposals += 1;
                 s.proposal_bytes += payload.len();
+                s.note_most();
                 s.events.push(Event::propose(Proposal { shard, term, payload, reply }));
                 return {
                     drop(s);
@@ -198,6 +233,7 @@ impl Handle {
             }
             s.messages += count;
             s.message_bytes += bytes;
+            s.note_most();
             s.events.push(Event::Messages(messages));
         }
         (self.inbox.wake)();
@@ -243,6 +279,11 @@ impl Handle {
         let (reply, receiver) = oneshot::channel();
         self.inbox.push(Event::Status(reply));
         receiver
+    }
+
+    /// The most that has waited for the loop at once.
+    pub fn held(&self) -> [Held; 2] {
+        self.inbox.held()
     }
 
     /// Ends the loop after what is in the inbox.

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 use isochrone_base::codec::{DecodeError, Reader, put_bytes, put_u64};
+use isochrone_base::held::Held;
 use isochrone_base::{Bytes, Key, KeyRange, LogIndex, NodeId, ShardId, Timestamp, bank, keyspace};
 use isochrone_clock::Hlc;
 use isochrone_consensus::wal_log::WalLog;
@@ -499,6 +500,17 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    /// What this node's queues, caches and tables hold. Not here: the log entries that the store loop caches (bounded for
+    /// each group), what streams have not sent yet (bounded by the network), and the memory of SQL statements.
+    pub fn held(&self) -> Vec<Held> {
+        let mut all = self.local.held();
+        all.extend(self.groups.held());
+        all.extend(self.cluster.router.held());
+        all.push(self.cluster.incoming.held());
+        all.push(self.store.coordinator().held());
+        all
     }
 
     /// Makes everything applied durable in the engine and lets the logs forget it, as far as they may: a clean stop, after

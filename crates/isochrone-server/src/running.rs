@@ -432,7 +432,7 @@ async fn duties(
             }
             Err(_) => {}
         }
-        export(&*node.engine);
+        export(&node);
     }
 }
 
@@ -446,9 +446,21 @@ async fn collect_garbage(node: Arc<Node>, ttl: Duration, stopping: watch::Receiv
     .await;
 }
 
-/// The engine's figures as metrics.
-fn export(engine: &dyn Engine) {
-    let stats = engine.stats();
+/// What a queue or a table of the node holds, and its bound.
+const HELD: &str = "isochrone_held_entries";
+const HELD_MAX: &str = "isochrone_held_entries_max";
+const HELD_BYTES: &str = "isochrone_held_bytes";
+
+/// The figures of the engine, and of queues and tables in memory, as metrics.
+fn export(node: &Node) {
+    for held in node.held() {
+        metrics::gauge!(HELD, "of" => held.what).set(held.entries as f64);
+        metrics::gauge!(HELD_BYTES, "of" => held.what).set(held.bytes as f64);
+        if held.entries_max < usize::MAX {
+            metrics::gauge!(HELD_MAX, "of" => held.what).set(held.entries_max as f64);
+        }
+    }
+    let stats = node.engine.stats();
     for metric in METRICS {
         match metric.kind {
             Kind::Counter => metrics::counter!(metric.name).absolute((metric.read)(&stats)),
@@ -457,8 +469,14 @@ fn export(engine: &dyn Engine) {
     }
 }
 
-/// What the engine's metrics mean, for the recorder.
+/// What these metrics mean, for the recorder.
 pub(crate) fn describe_metrics() {
+    metrics::describe_gauge!(
+        HELD,
+        "entries of a queue or table in memory; of queues, the most since the start"
+    );
+    metrics::describe_gauge!(HELD_MAX, "the bound of a queue or table in memory");
+    metrics::describe_gauge!(HELD_BYTES, metrics::Unit::Bytes, "about what a queue or table in memory takes");
     for metric in METRICS {
         match metric.kind {
             Kind::Counter => metrics::describe_counter!(metric.name, metric.help),

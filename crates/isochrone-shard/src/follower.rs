@@ -41,7 +41,7 @@ use crate::shard::{Inner, Shard, Standing};
 /// A closed timestamp is told again when it has risen by this much.
 const TELL_STEP_US: u64 = 100_000;
 /// Closed timestamps of one shard that wait for entries to become visible; at the bound the newest is replaced.
-const PENDING_MAX: usize = 8;
+pub(crate) const PENDING_MAX: usize = 8;
 /// Shards in one message to a node; others have their turn in the next one.
 pub const CLOSED_NEWS_MAX: usize = 10_000;
 
@@ -102,6 +102,11 @@ impl Following {
             self.told = self.told.max(told.unwrap_or_default());
             self.pending.retain(|(i, _)| *i > index);
         }
+    }
+
+    /// Promises that wait for their entries.
+    pub(crate) fn pending(&self) -> usize {
+        self.pending.len()
     }
 
     fn hear(&mut self, written: LogIndex, index: LogIndex, closed: Timestamp) {

@@ -22,6 +22,7 @@ mod duties;
 mod evaluate;
 pub mod follower;
 mod handover;
+mod held;
 pub mod locks;
 mod outcome;
 pub mod proposer;

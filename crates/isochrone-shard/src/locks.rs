@@ -34,7 +34,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use isochrone_base::{Key, KeyRange, NodeId, Timestamp, TxnId};
+use isochrone_base::{Key, KeyRange, NodeId, Timestamp, TxnId, held};
 use isochrone_env::Timer;
 use metrics::Counter;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -553,6 +553,16 @@ impl LockManager {
         t.settle(key);
         self.deadlocks.increment(1);
         waiter.granted.send(Err(Error::Deadlock)).is_ok()
+    }
+
+    /// The locks, and the longest queue ([`isochrone_base::held::Held`]).
+    pub fn held(&self) -> [held::Held; 2] {
+        let t = self.lock_table();
+        let bytes = t.held.keys().map(|key| key.len() + size_of::<(Key, Held)>()).sum();
+        let longest = t.held.values().map(|h| h.queue.len().max(h.more.len())).max().unwrap_or(0);
+        let locks = held::Held::counted("shard.locks", t.held.len(), usize::MAX, 0);
+        let queue = held::Held::counted("shard.lock_queue", longest, QUEUE_MAX, 0);
+        [held::Held { bytes, ..locks }, held::Held { bytes: t.waits.len() * size_of::<Waiter>(), ..queue }]
     }
 
     /// All locks by key: holders, then waiters in order.

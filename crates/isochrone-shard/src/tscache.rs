@@ -114,6 +114,11 @@ impl TsCache {
         self.low
     }
 
+    /// Reads of keys, and segments of spans.
+    pub(crate) fn held(&self) -> (usize, usize) {
+        (self.young.len() + self.old.len(), self.young_spans.0.len() + self.old_spans.0.len())
+    }
+
     /// A key was read.
     pub fn record_point(&mut self, hash: u64, ts: Timestamp, txn: TxnId) {
         if ts <= self.low {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use isochrone_base::hash::Fnv64;
+use isochrone_base::held::Held;
 use isochrone_base::{Bytes, LogIndex, NodeId, PieceNo, ShardId, Term, Timestamp, TxnId};
 use isochrone_server::Node;
 use isochrone_shard::api::Record;
@@ -20,6 +21,8 @@ const ENTRIES_KEPT: u64 = 4_000;
 const READ_BYTES_MAX: usize = 1 << 20;
 /// States of a shard that are remembered.
 const STATES_KEPT: usize = 64;
+/// SIM22. The load of a run keeps far below: what grows past it is never given back.
+const HELD_BYTES_MAX: usize = 16 << 20;
 /// Pieces that are remembered; at the bound the oldest are forgotten.
 const PIECES_MAX: usize = 200_000;
 
@@ -61,6 +64,18 @@ pub(crate) struct Checks {
     pieces: BTreeMap<(TxnId, PieceNo), Piece>,
     commits: BTreeMap<TxnId, Record>,
     nodes: BTreeMap<NodeId, Seen>,
+}
+
+/// SIM21, SIM22.
+fn held(node: NodeId, all: &[Held]) -> Result<(), Found> {
+    if let Some(over) = all.iter().find(|h| !h.is_within()) {
+        return Err(Found::new("SIM21", format!("node {node} holds more than it may: {over:?}")));
+    }
+    let bytes: usize = all.iter().map(|h| h.bytes).sum();
+    if bytes > HELD_BYTES_MAX {
+        return Err(Found::new("SIM22", format!("node {node} holds {bytes} bytes in memory: {all:?}")));
+    }
+    Ok(())
 }
 
 impl Checks {
@@ -138,6 +153,9 @@ impl Checks {
         // A log that was cut may show what had been replaced; its replica is refilled.
         for node in whole {
             self.logs(node)?;
+        }
+        for node in nodes {
+            held(node.id, &node.held())?;
         }
         self.records(nodes)
     }
@@ -408,4 +426,21 @@ pub(crate) fn level(nodes: &[Arc<Node>]) -> bool {
         node.local.shards().list().into_iter().map(|m| (m.shard, m.applied)).collect()
     };
     nodes.windows(2).all(|pair| applied(&pair[0]) == applied(&pair[1]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_much_in_memory_is_found() {
+        let table = |entries, max, bytes| Held::counted("a.table", entries, max, bytes);
+        let id = |all: &[Held]| held(NodeId(1), all).err().map(|f| f.id);
+        assert_eq!(id(&[table(3, 3, 100)]), None);
+        assert_eq!(id(&[table(4, 3, 100)]), Some("SIM21"));
+        assert_eq!(id(&[Held { bytes_max: 399, ..table(4, 9, 100) }]), Some("SIM21"));
+        let half = table(1, usize::MAX, HELD_BYTES_MAX / 2 + 1);
+        assert_eq!(id(&[half]), None);
+        assert_eq!(id(&[half, half]), Some("SIM22"));
+    }
 }

@@ -35,6 +35,8 @@
 //!   SIM18  What a user's workload calls an invariant holds at every snapshot.
 //!   SIM19  A node whose clock is beyond its bound, while most clocks are not, is out of service within 5 virtual seconds, and
 //!          nobody is at the end.
+//!   SIM21  No queue or table of a node holds more than its bound.
+//!   SIM22  What a node keeps in memory beside rows stays small, however long the run.
 //!
 //! Beside these runs: [`script`] kills a node at a chosen step of one transaction, and changes leaders under clients of single
 //! keys.

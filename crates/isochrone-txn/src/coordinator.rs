@@ -8,6 +8,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use isochrone_base::held::Held;
 use isochrone_base::{KeyRange, Timestamp, TxnId, bank};
 use isochrone_clock::Hlc;
 use isochrone_env::{Random, Timer};
@@ -79,6 +80,13 @@ impl Coordinator {
     /// A new attempt's id: random, so never used again (section 1).
     pub(crate) fn new_txn_id(&self) -> TxnId {
         TxnId(self.random.next_u128())
+    }
+
+    /// Commits of several pieces that are under way.
+    pub fn held(&self) -> Held {
+        let max = self.config.unfinished_max;
+        let entries = max.saturating_sub(self.unfinished.available_permits());
+        Held::counted("txn.commits_unfinished", entries, max, 0)
     }
 
     /// The upper end of the uncertainty window of a snapshot at `ts` (R5): the whole last microsecond counts, so that

@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use isochrone_base::codec::put_ts;
+use isochrone_base::held::Held;
 use isochrone_base::{Key, KeyRange, NodeId, ShardId, Timestamp, TxnId};
 use isochrone_clock::Hlc;
 use isochrone_net::{CallError, Lane, Network};
@@ -142,6 +143,18 @@ fn unanswered(request: &Request, why: String) -> Error {
 }
 
 impl Router {
+    /// What it remembers of shards elsewhere, and of locks asked of others.
+    pub fn held(&self) -> [Held; 3] {
+        let routes = self.routes().by_start.len();
+        let asked = self.asked().len();
+        let waiting = self.waiting().len();
+        [
+            Held::counted("router.routes", routes, ROUTES_MAX, size_of::<(Key, Route)>()),
+            Held::counted("router.locks_asked", asked, usize::MAX, size_of::<(HeldLock, Vec<NodeId>)>()),
+            Held::counted("router.lock_waits", waiting, usize::MAX, size_of::<(TxnId, u64, Wait)>()),
+        ]
+    }
+
     /// On this node's shards and the network.
     pub fn new(node: NodeId, local: Arc<LocalShards>, clock: Arc<Hlc>, network: Arc<dyn Network>) -> Router {
         Router {

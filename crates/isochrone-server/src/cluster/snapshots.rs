@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use isochrone_base::held::Held;
 use isochrone_base::{Bytes, NodeId, ShardId};
 use isochrone_consensus::{Handle, OutgoingSnapshot, RaftMessage, SnapshotMeta, shell, wire};
 use isochrone_env::Env;
@@ -57,6 +58,11 @@ impl Incoming {
 
     fn receiving(&self) -> MutexGuard<'_, BTreeMap<ShardId, Receiving>> {
         self.receiving.lock().expect("nothing panics while it is held")
+    }
+
+    /// Snapshots that are arriving. Their parts are in files.
+    pub(crate) fn held(&self) -> Held {
+        Held::counted("snapshots.arriving", self.receiving().len(), RECEIVING_MAX, size_of::<Receiving>())
     }
 
     /// Takes one part; the last one gives the snapshot and Raft's message.
