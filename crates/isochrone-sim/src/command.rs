@@ -14,7 +14,7 @@ use isochrone_base::hash::Fnv64;
 
 use crate::shrink::shrink;
 use crate::workload::custom::Script;
-use crate::{Failure, Fault, Options, Report, Sink, Wanted, Workload, bugs, run, run_with};
+use crate::{Failure, Fault, Level, Options, Report, Sink, Wanted, Workload, bugs, run, run_with};
 
 /// Events shown before a finding.
 const SHOWN_MAX: usize = 40;
@@ -53,13 +53,18 @@ pub struct SimArgs {
     /// docs/simulation.md).
     #[arg(long, value_name = "LIST", default_value = "all")]
     pub workload: String,
+    /// The level of the transactions that append: serializable, external, repeatable-read, read-committed; all: each seed
+    /// picks among them, but not external, where a COMMIT waits for clocks.
+    #[arg(long, value_name = "LEVEL", default_value = "all")]
+    pub level: String,
     /// How many nodes: 1, or 3 and more.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub nodes: u32,
     /// Virtual seconds of load; setting up and the end come on top.
     #[arg(long, value_name = "VIRTUAL", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub seconds: u64,
-    /// What goes wrong: names, exactly these; all: each seed picks; all,-NAME,..: of all but these; none.
+    /// What goes wrong: names, exactly these; all: each seed picks; all,-NAME,..: of all but these; all,NAME: also
+    /// clock-beyond, which all leaves out; none.
     #[arg(long, value_name = "LIST", default_value = "all")]
     pub faults: String,
     /// Writes every event of the run to a file; one seed only.
@@ -136,15 +141,23 @@ fn read(args: &SimArgs) -> Result<Asked> {
             );
         }
     }
+    if args.level != "all" {
+        let known = Level::ALL.iter().find(|(_, n)| *n == args.level).map(|(level, _)| *level);
+        let names: Vec<_> = Level::ALL.iter().map(|(_, n)| *n).collect();
+        wanted.level =
+            Some(known.with_context(|| {
+                format!("--level {}: there are {} and all", args.level, names.join(", "))
+            })?);
+    }
     match args.faults.as_str() {
         "all" => {}
         "none" => wanted.faults = BTreeSet::new(),
         list if list.starts_with("all,") => {
             for name in list.split(',').skip(1) {
-                let name = name.strip_prefix('-');
-                let name =
-                    name.with_context(|| format!("--faults {list}: all but some is all,-NAME,-NAME"))?;
-                wanted.faults.remove(&fault(name)?);
+                match name.strip_prefix('-') {
+                    Some(name) => wanted.faults.remove(&fault(name)?),
+                    None => wanted.faults.insert(fault(name)?),
+                };
             }
         }
         list => {
@@ -334,7 +347,9 @@ fn again(args: &SimArgs, options: &Options) -> String {
     if args.seconds != 60 {
         out += &format!(" --seconds {}", args.seconds);
     }
-    for (flag, value) in [("--workload", &args.workload), ("--faults", &args.faults)] {
+    for (flag, value) in
+        [("--workload", &args.workload), ("--level", &args.level), ("--faults", &args.faults)]
+    {
         if value != "all" {
             out += &format!(" {flag} {value}");
         }

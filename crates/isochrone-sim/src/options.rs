@@ -208,6 +208,14 @@ pub enum Level {
 }
 
 impl Level {
+    /// Every one, with its name on the command line.
+    pub const ALL: &[(Level, &str)] = &[
+        (Level::Serializable, "serializable"),
+        (Level::External, "external"),
+        (Level::RepeatableRead, "repeatable-read"),
+        (Level::ReadCommitted, "read-committed"),
+    ];
+
     /// As SQL says it.
     pub fn sql(self) -> &'static str {
         match self {
@@ -379,6 +387,7 @@ impl Options {
         options.pause_us_max = [5_000, 50_000, 500_000][random.below(3) as usize];
         let levels = [Level::Serializable, Level::Serializable, Level::RepeatableRead, Level::ReadCommitted];
         options.level = levels[random.below(4) as usize];
+        options.level = wanted.level.unwrap_or(options.level);
         options.accounts = [4, 12, 40][random.below(3) as usize];
         options.early = random.below(4) == 0;
         for (fault, name) in Fault::ALL {
@@ -418,6 +427,9 @@ pub struct Wanted {
     pub exactly: bool,
     /// A user's workload, instead.
     pub custom: Option<Arc<Script>>,
+    /// The level of the transactions that append; `None`: each seed picks, but not [`Level::External`], where a COMMIT
+    /// waits for clocks and little happens.
+    pub level: Option<Level>,
 }
 
 impl Wanted {
@@ -428,6 +440,7 @@ impl Wanted {
             faults: Fault::ALL.iter().map(|(f, _)| *f).filter(|f| *f != Fault::ClockBeyond).collect(),
             exactly: false,
             custom: None,
+            level: None,
         }
     }
 }
