@@ -183,6 +183,14 @@ pub const SEEDS: &[(&str, Arena, u64)] = &[
     ("validation-not-remembered", Arena::Swarm, 1),
     ("vote-not-durable", Arena::Cluster, 1),
     ("wrong-clock-serves", Arena::Clocks, 1),
+    ("silence-is-abort", Arena::Times, 1),
+    ("later-decision-wins", Arena::Cluster, 1),
+    ("deadline-not-checked", Arena::Times, 3),
+    ("acked-although-unresolved", Arena::Times, 7),
+    ("validated-to-candidate", Arena::External, 3),
+    ("follower-believes-early", Arena::Cluster, 1),
+    ("fsync-retried", Arena::Disks, 1),
+    ("inbox-has-no-bound", Arena::Swarm, 6),
 ];
 
 /// Was it ever found?
