@@ -1,7 +1,8 @@
 //! SIM19: who has a wrong clock serves nobody.
 //!
 //! A clock counts as wrong when no clock within its bound can be taken to agree with it, whatever the measuring does. While
-//! wrong clocks are as many as right ones, nobody can know, and nothing is asked.
+//! wrong clocks are as many as right ones, nobody can know, and nothing is asked. Nor is it while a node cannot measure most
+//! clocks as right ones: who is cut off from them cannot know either (N6).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -37,9 +38,18 @@ impl Bounds {
             self.wrong_since.clear();
             return Ok(());
         }
+        let right_in_service = |node: &NodeId| {
+            off(node) <= CLOCK_ERROR_MAX.as_micros() as u64
+                && fleet.life(*node).is_some_and(|life| !life.node.cluster.clocks().is_out())
+        };
+        let can_know = |node: &NodeId| {
+            let measured = all.iter().filter(|m| *m != node && fleet.world.net.in_touch(*node, **m));
+            measured.filter(|m| right_in_service(m)).count() * 2 > all.len()
+        };
         // A node that stands still, or has just begun, has had no time to notice.
-        self.wrong_since.retain(|node, _| wrong.contains(node) && fleet.life(*node).is_some());
-        for node in wrong {
+        self.wrong_since
+            .retain(|node, _| wrong.contains(node) && fleet.life(*node).is_some() && can_know(node));
+        for node in wrong.into_iter().filter(can_know) {
             let Some(life) = fleet.life(node) else { continue };
             let since = *self.wrong_since.entry(node).or_insert(fleet.now.max(life.began()));
             if fleet.now.saturating_sub(since) > NOTICED_MAX && !life.node.cluster.clocks().is_out() {

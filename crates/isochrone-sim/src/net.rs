@@ -161,6 +161,13 @@ impl SimNet {
             && !s.blocked.contains_key(&(a, b))
     }
 
+    /// Do messages between these get through both ways, apart from those that are lost by chance?
+    pub(crate) fn in_touch(&self, a: NodeId, b: NodeId) -> bool {
+        let s = self.state();
+        let clear = |from, to| s.clogged.get(&(from, to)).is_none_or(|until| *until <= s.now);
+        SimNet::reachable(&s, a, b) && SimNet::reachable(&s, b, a) && clear(a, b) && clear(b, a)
+    }
+
     fn post(&self, world: &World, from: NodeId, to: NodeId, body: Body) {
         if !self.state().up.contains_key(&from) {
             return; // a process that is being taken down
