@@ -86,9 +86,13 @@ fn seeds_that_found_something() {
     let found = [
         // A later statement scanned over the transaction's own write, and a row committed meanwhile was overwritten.
         35, // A staged snapshot from before a split kept a node from ever starting again.
-        1_004, 1_035, 1_182,
+        1_004,
+        1_035,
+        1_182,
         // A group made by a split that ended its parent's doubt about a cut log was trusted, and voted.
         10_033,
+        // While a clock stood still, the set-up repeated a commit that came too late without letting time pass.
+        300_001_205,
     ];
     for seed in found {
         let options = Options::draw(seed, 3, 20, &Wanted::all());

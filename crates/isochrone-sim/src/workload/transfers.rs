@@ -90,9 +90,11 @@ pub(crate) async fn set_up(world: &World, node: &Arc<Gateway>) -> Result<(), Fou
         }
         match txn.commit().await {
             Ok(_) => break,
-            // Nobody else writes yet, and the same rows again do no harm.
-            Err(Error::Serialization(_) | Error::Unknown(_)) => {}
-            Err(Error::Unavailable(_)) => tokio::time::sleep(RETRY).await,
+            // Nobody else writes yet, and the same rows again do no harm. Not at once: time must pass, which may be what is
+            // missing.
+            Err(Error::Serialization(_) | Error::Unknown(_) | Error::Unavailable(_)) => {
+                tokio::time::sleep(RETRY).await;
+            }
             Err(Error::Stopped(_)) => return gone().await,
             Err(e) => return Err(format!("accounts: {e}").into()),
         }
