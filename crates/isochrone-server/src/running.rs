@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
+use isochrone_base::held::Held;
 use isochrone_base::{Bytes, NodeId};
 use isochrone_consensus::shell::{self, Wiring};
 use isochrone_consensus::wal_log::WalSink;
@@ -410,7 +411,7 @@ async fn duties(
     durable_engine: bool,
     mut stopping: watch::Receiver<bool>,
 ) {
-    let mut warned = false;
+    let (mut warned, mut ticks) = (false, 0u64);
     loop {
         tokio::select! {
             biased;
@@ -432,7 +433,12 @@ async fn duties(
             }
             Err(_) => {}
         }
-        export(&node);
+        export(&*node.engine);
+        // Goes through every lock that is held: not at each tick.
+        if ticks.is_multiple_of(TICKS_PER_LOOK) {
+            export_held(&node.held());
+        }
+        ticks += 1;
     }
 }
 
@@ -451,16 +457,23 @@ const HELD: &str = "isochrone_held_entries";
 const HELD_MAX: &str = "isochrone_held_entries_max";
 const HELD_BYTES: &str = "isochrone_held_bytes";
 
-/// The figures of the engine, and of queues and tables in memory, as metrics.
-fn export(node: &Node) {
-    for held in node.held() {
+/// Ticks from one look at queues and tables to the next.
+const TICKS_PER_LOOK: u64 = 10;
+
+/// What queues and tables in memory hold, as metrics.
+fn export_held(all: &[Held]) {
+    for held in all {
         metrics::gauge!(HELD, "of" => held.what).set(held.entries as f64);
         metrics::gauge!(HELD_BYTES, "of" => held.what).set(held.bytes as f64);
         if held.entries_max < usize::MAX {
             metrics::gauge!(HELD_MAX, "of" => held.what).set(held.entries_max as f64);
         }
     }
-    let stats = node.engine.stats();
+}
+
+/// The engine's figures as metrics.
+fn export(engine: &dyn Engine) {
+    let stats = engine.stats();
     for metric in METRICS {
         match metric.kind {
             Kind::Counter => metrics::counter!(metric.name).absolute((metric.read)(&stats)),
