@@ -33,8 +33,8 @@
 //!   SIM17  A damaged log is found damaged, or cut and said to be, when it is opened.
 //!   SIM20  No entry writes at or below what a replica before it was told to be closed (T7).
 //!   SIM18  What a user's workload calls an invariant holds at every snapshot.
-//!   SIM19  A node whose clock is beyond its bound, while most clocks are not, is out of service within 5 virtual seconds, and
-//!          nobody is at the end.
+//!   SIM19  A node whose clock is beyond its bound, while most clocks are not and it can measure them, is out of service
+//!          within 5 virtual seconds, and nobody is at the end.
 //!   SIM21  No queue or table of a node holds more than its bound.
 //!   SIM22  What a node keeps in memory beside rows stays small, however long the run.
 //!
