@@ -138,6 +138,8 @@ impl<W: AsyncWrite + Unpin + Send> ScriptSink for WireSink<'_, W> {
     fn columns(&mut self, columns: &[OutputColumn]) -> Result<(), Error> {
         self.types = Cow::Owned(columns.iter().map(|c| c.ty).collect());
         encode::row_description(&mut self.out.buf, columns, |_| false);
+        // A statement that is run again takes back its rows, and not what they look like.
+        self.out.begin_statement();
         Ok(())
     }
 }

@@ -57,6 +57,11 @@ async fn simple_queries() {
     let server = start(Config::default()).await;
     let mut c = server.client().await;
     assert_eq!(c.ask(&query("select 7")).await, ["T ?column?:23:0", "D 7", "C SELECT 1", "Z I"]);
+    assert_eq!(
+        c.ask(&query("select 1; again 7")).await,
+        ["T ?column?:23:0", "D 1", "C SELECT 1", "T ?column?:23:0", "D 7", "C SELECT 1", "Z I"],
+        "a statement that was run again"
+    );
     assert_eq!(c.ask(&query(" ; ")).await, ["I", "Z I"]);
     assert_eq!(
         c.ask(&query("begin; notice hello; set a b; rows 2")).await,

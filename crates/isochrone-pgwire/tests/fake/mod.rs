@@ -88,7 +88,7 @@ fn statement(text: &str, oids: &[u32]) -> Result<FakeStatement, Error> {
     let (verb, argument) = words(text);
     let mut parameters = Vec::new();
     let columns = match verb {
-        "select" => Some(vec![column("?column?", Type::Int4)]),
+        "select" | "again" => Some(vec![column("?column?", Type::Int4)]),
         "rows" => Some(vec![column("i", Type::Int4), column("t", Type::Text)]),
         "echo" => {
             parameters = oids.iter().map(|o| Type::from_oid(*o).unwrap_or(Type::Text)).collect();
@@ -120,6 +120,12 @@ impl FakeSession {
         let tag = match verb {
             "" => return Ok(Outcome::Empty),
             "select" => {
+                sink.row(&[Datum::Int4(number)])?;
+                "SELECT 1".to_owned()
+            }
+            "again" => {
+                sink.row(&[Datum::Int4(-1)])?;
+                sink.reset();
                 sink.row(&[Datum::Int4(number)])?;
                 "SELECT 1".to_owned()
             }
