@@ -41,6 +41,14 @@ pub enum Request {
         /// Which; need not be the node that is asked.
         node: NodeId,
     },
+    /// Give the replicas of one node to another. Asked again and again; answered by [`Response::Replacing`] until it is
+    /// [`Response::Replaced`].
+    Replace {
+        /// Who holds them; may be gone.
+        old: NodeId,
+        /// Who gets them; has none.
+        new: NodeId,
+    },
 }
 
 /// What the node answers.
@@ -76,6 +84,13 @@ pub enum Response {
     },
     /// The node leads nothing, and will not be given anything.
     Drained,
+    /// Some shards are not where they shall be.
+    Replacing {
+        /// How many; `u32::MAX`: not known now.
+        shards_left: u32,
+    },
+    /// All shards are where they shall be.
+    Replaced,
     /// It cannot be done; asking again does not help.
     Error {
         /// Why, and what to do about it.
@@ -133,6 +148,11 @@ impl Request {
                 out.push(3);
                 put_u64(&mut out, u64::from(node.0));
             }
+            Request::Replace { old, new } => {
+                out.push(4);
+                put_u64(&mut out, u64::from(old.0));
+                put_u64(&mut out, u64::from(new.0));
+            }
         }
         out.into()
     }
@@ -148,6 +168,7 @@ impl Request {
             1 => Request::Init,
             2 => Request::NodeList,
             3 => Request::Drain { node: node(&mut r)? },
+            4 => Request::Replace { old: node(&mut r)?, new: node(&mut r)? },
             _ => return Err(DecodeError::Invalid("kind of admin request")),
         };
         r.finish()?;
@@ -200,6 +221,11 @@ impl Response {
                 put_u64(&mut out, u64::from(*leaders_left));
             }
             Response::Drained => out.push(6),
+            Response::Replacing { shards_left } => {
+                out.push(8);
+                put_u64(&mut out, u64::from(*shards_left));
+            }
+            Response::Replaced => out.push(9),
             Response::Error { message } => {
                 out.push(7);
                 put_bytes(&mut out, message.as_bytes());
@@ -244,6 +270,8 @@ impl Response {
             }
             5 => Response::Draining { leaders_left: r.u32()? },
             6 => Response::Drained,
+            8 => Response::Replacing { shards_left: r.u32()? },
+            9 => Response::Replaced,
             7 => Response::Error { message: text(&mut r)? },
             _ => return Err(DecodeError::Invalid("kind of admin response")),
         };
@@ -293,6 +321,7 @@ mod tests {
             Just(Request::Init),
             Just(Request::NodeList),
             any::<u32>().prop_map(|n| Request::Drain { node: NodeId(n) }),
+            any::<(u32, u32)>().prop_map(|(o, n)| Request::Replace { old: NodeId(o), new: NodeId(n) }),
         ]
     }
 
@@ -323,6 +352,8 @@ mod tests {
             prop::collection::vec(row(), 0..5).prop_map(Response::Nodes),
             any::<u32>().prop_map(|leaders_left| Response::Draining { leaders_left }),
             Just(Response::Drained),
+            any::<u32>().prop_map(|shards_left| Response::Replacing { shards_left }),
+            Just(Response::Replaced),
             any::<String>().prop_map(|message| Response::Error { message }),
         ]
     }

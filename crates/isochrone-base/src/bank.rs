@@ -262,6 +262,11 @@ pub const BUGS: &[Bug] = &[
     ),
     bug("wrong-clock-serves", "nobody looks at what other nodes' clocks say", &["SIM19"]),
     bug("inbox-has-no-bound", "the store loop's inbox takes every proposal, however many wait", &["SIM21"]),
+    bug(
+        "joint-left-with-an-old-lease",
+        "old and new voters part while a lease of the old ones is left",
+        &["SIM11", "T6", "SIM3", "SIM5", "CH5", "CH6"],
+    ),
 ];
 
 thread_local! {

@@ -20,10 +20,17 @@ pub const COUNTER: [u8; 2] = [SYSTEM, b'c'];
 pub const ADVISORY: [u8; 2] = [SYSTEM, b'a'];
 /// Prefix of defaults of settings, by name.
 pub const DEFAULT: [u8; 2] = [SYSTEM, b'd'];
+/// Prefix of wishes for the cluster.
+pub const WISH: [u8; 2] = [SYSTEM, b'w'];
 /// Prefix of the records of nodes, by node id.
 pub const NODE: [u8; 2] = [SYSTEM, b'n'];
 /// Table ids from here on are the users'.
 pub const FIRST_USER_TABLE: u32 = 100;
+
+/// Who shall vote in every shard.
+pub fn wished_voters_key() -> Key {
+    [&WISH[..], b"voters"].concat()
+}
 
 /// The common prefix of all rows of an index; index 0 is the primary key, which holds the rows themselves.
 pub fn index_prefix(table: u32, index: u32) -> Key {

@@ -6,6 +6,7 @@
 //!   the values.
 //! * [`bank`] holds the bugs that the simulator must find.
 //! * [`held`] is how a layer says what its queues and tables hold.
+//! * [`members`] says who takes part in a shard's group.
 //! * [`keyspace`] says which system or table a key belongs to.
 //!
 //! This crate knows nothing of the others and does no I/O.
@@ -18,12 +19,14 @@ pub mod held;
 pub mod ids;
 pub mod keyspace;
 pub mod limits;
+pub mod members;
 pub mod ordered;
 pub mod range;
 pub mod timestamp;
 
 pub use bytes::Bytes;
 pub use ids::{INIT_INDEX, INIT_TERM, LogIndex, NodeId, PieceNo, ShardId, Term, TxnId};
+pub use members::Members;
 pub use range::KeyRange;
 pub use timestamp::Timestamp;
 

@@ -52,6 +52,28 @@ pub enum NodeCommand {
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         wait: u64,
     },
+    /// Gives the replicas of a node to another one, shard by shard, while both serve; the old one may be lost for good.
+    ///
+    ///   isochrone start --data-dir /data/4 --join 127.0.0.1:7433      a new node, which holds nothing
+    ///   isochrone node replace 3 4 --cluster 127.0.0.1:7433
+    ///
+    /// Shows how many shards are left to move. Giving up does not stop it: the cluster goes on by itself. Exit code 0 when all
+    /// are moved.
+    #[command(verbatim_doc_comment)]
+    Replace {
+        /// The node whose place is taken.
+        #[arg(value_name = "OLD", value_parser = clap::value_parser!(u32).range(1..))]
+        old: u32,
+        /// The node that takes it.
+        #[arg(value_name = "NEW", value_parser = clap::value_parser!(u32).range(1..))]
+        new: u32,
+        /// The cluster address of any node.
+        #[arg(long, value_name = "HOST:PORT", value_parser = address)]
+        cluster: String,
+        /// Give up after this many seconds.
+        #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+        wait: u64,
+    },
 }
 
 /// Runs the command. Exit code 0, or an error.
@@ -63,7 +85,14 @@ pub async fn run(args: NodeArgs) -> Result<i32> {
         NodeCommand::Drain { node, cluster, wait } => {
             let request = Request::Drain { node: NodeId(node) };
             let ask = async || admin::call(&cluster, &request).await;
-            drain(ask, node, Duration::from_secs(wait), &mut |line| println!("{line}")).await?;
+            follow(ask, |now| draining(node, now), Duration::from_secs(wait), &mut |line| println!("{line}"))
+                .await?;
+        }
+        NodeCommand::Replace { old, new, cluster, wait } => {
+            let request = Request::Replace { old: NodeId(old), new: NodeId(new) };
+            let ask = async || admin::call(&cluster, &request).await;
+            let read = |now| replacing(old, new, now);
+            follow(ask, read, Duration::from_secs(wait), &mut |line| println!("{line}")).await?;
         }
     }
     Ok(0)
@@ -97,9 +126,36 @@ fn show(nodes: &[NodeRow]) -> String {
     table::render(&columns, &rows)
 }
 
-async fn drain(
+/// How far it is, in words, and whether that is the end.
+type Progress = (String, bool);
+
+fn draining(node: u32, now: Response) -> Result<Progress> {
+    match now {
+        Response::Drained => Ok((format!("node {node} leads no shard; it can be stopped"), true)),
+        Response::Draining { leaders_left: 1 } => Ok((format!("node {node} still leads 1 shard"), false)),
+        Response::Draining { leaders_left: n } => Ok((format!("node {node} still leads {n} shards"), false)),
+        other => Err(admin::unexpected(other)),
+    }
+}
+
+fn replacing(old: u32, new: u32, now: Response) -> Result<Progress> {
+    match now {
+        Response::Replaced => {
+            Ok((format!("node {new} holds what node {old} held; node {old} can be stopped"), true))
+        }
+        Response::Replacing { shards_left: u32::MAX } => {
+            Ok(("no quorum answers now; asking again".into(), false))
+        }
+        Response::Replacing { shards_left: 1 } => Ok(("1 shard left to move".into(), false)),
+        Response::Replacing { shards_left: n } => Ok((format!("{n} shards left to move"), false)),
+        other => Err(admin::unexpected(other)),
+    }
+}
+
+/// Asks until it is done, and says how far it is whenever that changes.
+async fn follow(
     mut ask: impl AsyncFnMut() -> Result<Response, admin::Error>,
-    node: u32,
+    read: impl Fn(Response) -> Result<Progress>,
     wait: Duration,
     say: &mut impl FnMut(&str),
 ) -> Result<()> {
@@ -107,13 +163,13 @@ async fn drain(
     let mut said = String::new();
     loop {
         let now = match ask().await {
-            Ok(Response::Drained) => {
-                say(&format!("node {node} leads no shard; it can be stopped"));
-                return Ok(());
-            }
-            Ok(Response::Draining { leaders_left: 1 }) => format!("node {node} still leads 1 shard"),
-            Ok(Response::Draining { leaders_left: n }) => format!("node {node} still leads {n} shards"),
-            Ok(other) => return Err(admin::unexpected(other)),
+            Ok(now) => match read(now)? {
+                (end, true) => {
+                    say(&end);
+                    return Ok(());
+                }
+                (now, false) => now,
+            },
             Err(admin::Error::Unreachable(why)) => format!("no answer ({why}); asking again"),
             Err(admin::Error::Refused(why)) => bail!("{why}"),
         };
@@ -142,7 +198,9 @@ mod tests {
         let mut answers = [left(5), left(5), lost, left(1), Ok(Response::Drained)].into_iter();
         let mut said = Vec::new();
         let ask = async || answers.next().expect("not asked more often");
-        drain(ask, 2, Duration::from_secs(60), &mut |l| said.push(l.to_string())).await.unwrap();
+        follow(ask, |now| draining(2, now), Duration::from_secs(60), &mut |l| said.push(l.to_string()))
+            .await
+            .unwrap();
         assert_eq!(
             said,
             [

@@ -123,11 +123,11 @@ impl Doubters {
         self.0.remove(&follower);
     }
 
-    /// A follower has answered a heartbeat that left at `stamp`. `quorum`: of the voters, the leader counts as one.
-    pub(crate) fn answered(&mut self, follower: u64, stamp: u64, quorum: usize) {
+    /// A follower has answered a heartbeat that left at `stamp`. `is_quorum`: with the leader itself, which is not named.
+    pub(crate) fn answered(&mut self, follower: u64, stamp: u64, is_quorum: impl Fn(&BTreeSet<u64>) -> bool) {
         for (_, d) in self.0.iter_mut().filter(|(id, d)| **id != follower && stamp > d.since) {
             d.answered.insert(follower);
-            d.proven |= d.answered.len() + 1 >= quorum;
+            d.proven |= is_quorum(&d.answered);
         }
     }
 
@@ -241,13 +241,14 @@ mod tests {
             m
         };
         let (mut doubters, mut doubt) = (Doubters::default(), Doubt::new(9));
+        let two = |answered: &BTreeSet<u64>| !answered.is_empty();
         assert!(!doubt.heard(&heartbeat(&doubters)));
         doubters.doubts(3, 9, 100);
-        doubters.answered(3, 101, 2);
-        doubters.answered(2, 100, 2);
+        doubters.answered(3, 101, two);
+        doubters.answered(2, 100, two);
         assert!(!doubt.heard(&heartbeat(&doubters)), "not by itself, and not by what left before");
         doubters.doubts(3, 9, 200);
-        doubters.answered(2, 101, 2);
+        doubters.answered(2, 101, two);
         let proof = heartbeat(&doubters);
         assert!(doubt.heard(&proof) && doubt.target == Some(40));
         assert!(!Doubt::new(8).heard(&proof), "said to an earlier life");

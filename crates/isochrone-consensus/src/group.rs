@@ -9,11 +9,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use isochrone_base::{INIT_INDEX, INIT_TERM, LogIndex, NodeId, ShardId, Term};
-use raft::eraftpb::{ConfState, Entry, EntryType, Snapshot, SnapshotMetadata};
+use isochrone_base::{INIT_INDEX, INIT_TERM, LogIndex, Members, NodeId, ShardId, Term};
+use raft::eraftpb::{Entry, EntryType, Snapshot, SnapshotMetadata};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
 use crate::log::{CONF_CHANGE, GroupLog, HardState, LogEntry};
+use crate::membership::{conf_of, members_of};
 use crate::{NewGroup, SnapshotMeta, SnapshotSource, StateMachine};
 
 /// Entries kept in memory behind the durable end, so that applying and sending need not read the log.
@@ -48,8 +49,8 @@ pub struct GroupStatus {
     pub leader: Option<NodeId>,
     /// This node leads.
     pub leading: bool,
-    /// The voters; none on a blank replica.
-    pub voters: Vec<NodeId>,
+    /// The members; none on a blank replica.
+    pub members: Members,
     /// First index in the log.
     pub first_index: LogIndex,
     /// Last index in the log.
@@ -58,7 +59,7 @@ pub struct GroupStatus {
     pub commit: LogIndex,
     /// Applied up to here.
     pub applied: LogIndex,
-    /// On the leader: the other voters.
+    /// On the leader: the other members.
     pub followers: Vec<Progress>,
     /// On the leader: until when it may serve reads, on its monotonic clock; 0: not at all.
     pub lease_until_ns: u64,
@@ -179,7 +180,7 @@ pub(crate) struct Shared {
 pub(crate) struct GroupStorage {
     shard: ShardId,
     shared: Shared,
-    conf: ConfState,
+    members: Members,
     hard_state: HardState,
     /// Raft's first index; the entry before it may still be in the log, for its term.
     first: LogIndex,
@@ -192,31 +193,27 @@ pub(crate) struct GroupStorage {
     begun: RefCell<Vec<Begun>>,
 }
 
-fn conf_of(voters: &[NodeId]) -> ConfState {
-    ConfState { voters: voters.iter().map(|n| u64::from(n.0)).collect(), ..ConfState::default() }
-}
-
 impl GroupStorage {
     /// Over the log as it is. The caller has seen that the log reaches back to what was applied.
-    pub(crate) fn open(shard: ShardId, voters: &[NodeId], applied: LogIndex, shared: Shared) -> GroupStorage {
+    pub(crate) fn open(shard: ShardId, members: &Members, applied: LogIndex, shared: Shared) -> GroupStorage {
         let extent = Extent::of(&*shared.log, shard);
-        GroupStorage::new(shard, voters, applied, extent, shared)
+        GroupStorage::new(shard, members, applied, extent, shared)
     }
 
     /// The log of a group that is being born (CS2): the caller writes a reset.
-    pub(crate) fn born(shard: ShardId, voters: &[NodeId], shared: Shared) -> GroupStorage {
+    pub(crate) fn born(shard: ShardId, members: &Members, shared: Shared) -> GroupStorage {
         let extent = Extent { first: INIT_INDEX + 1, last: INIT_INDEX, base_term: INIT_TERM };
-        GroupStorage::new(shard, voters, INIT_INDEX, extent, shared)
+        GroupStorage::new(shard, members, INIT_INDEX, extent, shared)
     }
 
     /// An empty log, whatever the node log holds of the shard: only the hard state counts.
     pub(crate) fn blank(shard: ShardId, shared: Shared) -> GroupStorage {
-        GroupStorage::new(shard, &[], 0, Extent::EMPTY, shared)
+        GroupStorage::new(shard, &Members::default(), 0, Extent::EMPTY, shared)
     }
 
     fn new(
         shard: ShardId,
-        voters: &[NodeId],
+        members: &Members,
         applied: LogIndex,
         extent: Extent,
         shared: Shared,
@@ -232,7 +229,7 @@ impl GroupStorage {
         GroupStorage {
             shard,
             shared,
-            conf: conf_of(voters),
+            members: members.clone(),
             hard_state,
             first,
             last,
@@ -252,8 +249,12 @@ impl GroupStorage {
         (self.first - 1, self.base_term)
     }
 
-    pub(crate) fn voters(&self) -> &[u64] {
-        &self.conf.voters
+    pub(crate) fn members(&self) -> &Members {
+        &self.members
+    }
+
+    pub(crate) fn set_members(&mut self, members: Members) {
+        self.members = members;
     }
 
     pub(crate) fn set_applied(&mut self, applied: LogIndex) {
@@ -272,7 +273,7 @@ impl GroupStorage {
         self.first = meta.index + 1;
         self.last = meta.index;
         self.base_term = meta.term;
-        self.conf = conf_of(&meta.voters);
+        self.members.clone_from(&meta.members);
         self.cache.clear();
         self.cache_bytes = 0;
     }
@@ -346,7 +347,7 @@ impl Storage for GroupStorage {
             commit: self.hard_state.commit,
             ..Default::default()
         };
-        Ok(RaftState::new(hs, self.conf.clone()))
+        Ok(RaftState::new(hs, conf_of(&self.members)))
     }
 
     fn entries(
@@ -420,8 +421,7 @@ impl Storage for GroupStorage {
             tracing::warn!(shard = %self.shard, to, reason, "no snapshot for a follower; it is tried again");
             LATER
         })?;
-        let voters = self.conf.voters.iter().map(|n| crate::wire::node(*n)).collect();
-        let meta = SnapshotMeta { index: self.applied, term, voters };
+        let meta = SnapshotMeta { index: self.applied, term, members: self.members.clone() };
         let snapshot = meta.to_raft();
         let mut begun = self.begun.borrow_mut();
         begun.retain(|b| b.to != to);
@@ -433,7 +433,7 @@ impl Storage for GroupStorage {
 impl SnapshotMeta {
     pub(crate) fn to_raft(&self) -> Snapshot {
         let mut meta = SnapshotMetadata { index: self.index, term: self.term, ..SnapshotMetadata::default() };
-        meta.set_conf_state(conf_of(&self.voters));
+        meta.set_conf_state(conf_of(&self.members));
         let mut snapshot = Snapshot::default();
         snapshot.set_metadata(meta);
         snapshot
@@ -441,7 +441,8 @@ impl SnapshotMeta {
 
     pub(crate) fn of_raft(snapshot: &Snapshot) -> SnapshotMeta {
         let meta = snapshot.get_metadata();
-        let voters = meta.get_conf_state().voters.iter().map(|n| crate::wire::node(*n)).collect();
-        SnapshotMeta { index: meta.index, term: meta.term, voters }
+        // A group that nobody here proposes is one without this node: such a snapshot is refused.
+        let members = members_of(meta.get_conf_state()).unwrap_or_default();
+        SnapshotMeta { index: meta.index, term: meta.term, members }
     }
 }

@@ -13,7 +13,7 @@ use isochrone_base::{Bytes, LogIndex, NodeId, ShardId, Term, bank};
 use tokio::sync::oneshot;
 
 use crate::store::Event;
-use crate::{RaftMessage, SnapshotMeta, metrics, wire};
+use crate::{LogEnd, RaftMessage, SnapshotMeta, Step, metrics, wire};
 
 /// Proposals waiting for the loop.
 pub const PROPOSALS_MAX: usize = 16_384;
@@ -255,6 +255,26 @@ impl Handle {
     pub fn transfer(&self, shard: ShardId, to: NodeId) -> oneshot::Receiver<Result<(), String>> {
         let (reply, receiver) = oneshot::channel();
         self.inbox.push(Event::Transfer(shard, to, reply));
+        receiver
+    }
+
+    /// Goes on, by one step, from the voters of a group to these; to be called again until it says [`Step::Done`]. This node
+    /// leads the group. An error: it does not, or that change is not possible.
+    pub fn change_members(
+        &self,
+        shard: ShardId,
+        voters: Vec<NodeId>,
+    ) -> oneshot::Receiver<Result<Step, String>> {
+        let (reply, receiver) = oneshot::channel();
+        self.inbox.push(Event::ChangeMembers(shard, voters, reply));
+        receiver
+    }
+
+    /// This node is no part of the shard's group any more: its leaseholder said so, asked in this life, and had applied `upto`.
+    /// The replica goes. `Ok`: its state is gone, durably. An error: not now.
+    pub fn remove(&self, shard: ShardId, upto: LogEnd) -> oneshot::Receiver<Result<(), String>> {
+        let (reply, receiver) = oneshot::channel();
+        self.inbox.push(Event::Remove(shard, upto, reply));
         receiver
     }
 

@@ -21,6 +21,7 @@
 
 use std::collections::BTreeMap;
 
+use isochrone_base::{Members, NodeId};
 use raft::eraftpb::{Message, MessageType};
 
 /// Tenths of the promise that the lease lasts; the rest is for drift.
@@ -48,6 +49,8 @@ pub(crate) struct Lease {
     acks: BTreeMap<u64, u64>,
     /// The state machine was told so; 0: none.
     pub(crate) until_ns: u64,
+    /// The last moment of it was answered for by both majorities of a joint group (L4 of the module `membership`).
+    pub(crate) is_joint: bool,
 }
 
 impl Lease {
@@ -57,7 +60,7 @@ impl Lease {
         from: u64,
         stamp: u64,
         me: u64,
-        voters: &[u64],
+        members: &Members,
         now: u64,
         terms: &Terms,
     ) -> Option<u64> {
@@ -65,11 +68,22 @@ impl Lease {
         let stamp = stamp.min(now);
         let best = self.acks.entry(from).or_insert(0);
         *best = (*best).max(stamp);
-        let until = quorum_stamp(&self.acks, me, voters, now)?.saturating_add(terms.lease_ns());
+        let until = joint_stamp(&self.acks, me, members, now)?.saturating_add(terms.lease_ns());
         (until > self.until_ns).then(|| {
             self.until_ns = until;
+            self.is_joint = members.is_joint();
             until
         })
+    }
+}
+
+/// The latest moment that every majority that is needed has answered for.
+fn joint_stamp(acks: &BTreeMap<u64, u64>, me: u64, members: &Members, now: u64) -> Option<u64> {
+    let ids = |list: &[NodeId]| list.iter().map(|n| u64::from(n.0)).collect::<Vec<u64>>();
+    let new = quorum_stamp(acks, me, &ids(&members.voters), now)?;
+    match members.is_joint() {
+        true => Some(new.min(quorum_stamp(acks, me, &ids(&members.outgoing), now)?)),
+        false => Some(new),
     }
 }
 
@@ -112,9 +126,26 @@ mod tests {
     fn the_lease_counts_from_the_sending_and_never_goes_back() {
         let terms = Terms { tick_ns: 100, promise_ns: 900, restart_ns: 1_000 };
         let mut lease = Lease::default();
-        assert_eq!(lease.ack(2, 50, 1, &[1, 2, 3], 500, &terms), Some(50 + 720));
-        assert_eq!(lease.ack(3, 40, 1, &[1, 2, 3], 600, &terms), None);
-        assert_eq!(lease.ack(3, 90, 1, &[1, 2, 3], 600, &terms), Some(90 + 720));
-        assert_eq!(lease.ack(3, u64::MAX, 1, &[1, 2, 3], 700, &terms), Some(700 + 720));
+        let all: Members = vec![NodeId(1), NodeId(2), NodeId(3)].into();
+        assert_eq!(lease.ack(2, 50, 1, &all, 500, &terms), Some(50 + 720));
+        assert_eq!(lease.ack(3, 40, 1, &all, 600, &terms), None);
+        assert_eq!(lease.ack(3, 90, 1, &all, 600, &terms), Some(90 + 720));
+        assert_eq!(lease.ack(3, u64::MAX, 1, &all, 700, &terms), Some(700 + 720));
+    }
+
+    #[test]
+    fn l4_a_lease_of_a_joint_group_needs_both_majorities() {
+        let nodes = |list: &[u32]| list.iter().map(|n| NodeId(*n)).collect::<Vec<_>>();
+        let terms = Terms { tick_ns: 100, promise_ns: 900, restart_ns: 1_000 };
+        let joint = Members { voters: nodes(&[1, 4, 5]), outgoing: nodes(&[1, 2, 3]), learners: vec![] };
+        let old = Members::from(joint.outgoing.clone());
+        let mut lease = Lease::default();
+        assert_eq!(lease.ack(2, 50, 1, &old, 500, &terms), Some(50 + 720));
+        assert!(!lease.is_joint);
+        assert_eq!(lease.ack(2, 90, 1, &joint, 500, &terms), None, "the new voters have not answered");
+        assert_eq!(lease.ack(4, 40, 1, &joint, 500, &terms), None, "not beyond what the old ones gave");
+        assert!(!lease.is_joint);
+        assert_eq!(lease.ack(4, 80, 1, &joint, 500, &terms), Some(80 + 720));
+        assert!(lease.is_joint);
     }
 }

@@ -28,11 +28,13 @@
 //!       nothing from a leader that has not proved to be one, until it holds again everything up to where the
 //!       leader's log ended then (see the module `doubt`).
 //!
+//!   C10, L4  Members change one step at a time (see the module `membership`).
+//!
 //! How it fails: C9's doubt is not in the log; a node that is started again before it is over has to be told again
 //! ([`GroupStatus::doubtful`]). A group without a leader gets none while one voter is missing and another in doubt.
 //!
 //! Not here: what an entry means (crate shard), where bytes go (crate wal), streams between nodes and snapshot chunks
-//! (crates net, server), membership changes (the log and the wire carry them; nobody proposes them yet).
+//! (crates net, server), who wants which voters (crate server).
 #![forbid(unsafe_code)]
 
 mod doubt;
@@ -41,6 +43,7 @@ mod held;
 mod inbox;
 mod lease;
 pub mod log;
+mod membership;
 pub mod metrics;
 mod replica;
 pub mod shell;
@@ -53,10 +56,12 @@ pub mod wire;
 pub use group::{GroupStatus, Progress};
 pub use inbox::{Handle, Inbox, PROPOSALS_MAX, ProposeError};
 pub use log::{GroupLog, HardState, LogBatch, LogEntry};
+pub use membership::Step;
 pub use raft::eraftpb::Message as RaftMessage;
-pub use store::{Event, Install, Output, Store, StoreConfig};
+pub use replica::LogEnd;
+pub use store::{Event, Install, Output, Removal, Store, StoreConfig};
 
-use isochrone_base::{Bytes, LogIndex, NodeId, ShardId, Term};
+use isochrone_base::{Bytes, LogIndex, Members, NodeId, ShardId, Term};
 
 /// A committed entry on its way to the state machine. An empty payload is the first entry of a leader's term.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -67,6 +72,8 @@ pub struct CommittedEntry {
     pub term: Term,
     /// What was proposed.
     pub payload: Bytes,
+    /// The entry changed the group's members, to these. Its payload is Raft's.
+    pub members: Option<Members>,
 }
 
 /// A Raft group to be created.
@@ -74,8 +81,8 @@ pub struct CommittedEntry {
 pub struct NewGroup {
     /// The shard.
     pub shard: ShardId,
-    /// Its voters.
-    pub voters: Vec<NodeId>,
+    /// Its members.
+    pub members: Members,
     /// Everything up to here is in the state machine already. A group that is born begins at
     /// [`isochrone_base::INIT_INDEX`].
     pub applied: LogIndex,
@@ -92,8 +99,8 @@ pub struct SnapshotMeta {
     pub index: LogIndex,
     /// That entry's term.
     pub term: Term,
-    /// The group's voters.
-    pub voters: Vec<NodeId>,
+    /// The group's members.
+    pub members: Members,
 }
 
 /// A snapshot's contents, piece by piece. Taken from a thread of the sender's own.
@@ -119,6 +126,9 @@ pub struct OutgoingSnapshot {
 
 /// How [`StateMachine::install`] tells that it is done: the group as it is now, at the snapshot's index.
 pub type InstallDone = Box<dyn FnOnce(Result<NewGroup, String>) + Send>;
+
+/// How [`StateMachine::remove`] tells that it is done, durably.
+pub type RemoveDone = Box<dyn FnOnce(Result<(), String>) + Send>;
 
 /// Why a state machine cannot go on. The node stops: what was applied is on the log and will be applied again.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -162,6 +172,10 @@ pub trait StateMachine: Send + Sync {
     /// is applied to the shard until `done` is called. After an error the replica is blank: its state counts for
     /// nothing until another snapshot is installed.
     fn install(&self, shard: ShardId, snapshot: SnapshotMeta, done: InstallDone);
+
+    /// The replica is no part of its group any more: begins to remove its state, in the background. Nothing is applied to
+    /// it again, unless a snapshot brings it back.
+    fn remove(&self, shard: ShardId, done: RemoveDone);
 
     /// A received snapshot is not wanted.
     fn discard(&self, shard: ShardId, snapshot: SnapshotMeta);

@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use isochrone_base::{INIT_TERM, LogIndex, NodeId, ShardId, Term, bank};
+use isochrone_base::{INIT_TERM, LogIndex, Members, NodeId, ShardId, Term, bank};
 use isochrone_env::Random;
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message, MessageType};
 use raft::{CAMPAIGN_TRANSFER, INVALID_ID, RawNode, StateRole};
 use tokio::sync::oneshot;
 
@@ -15,6 +15,7 @@ use crate::group::{GroupStatus, GroupStorage, Progress, Shared, to_log_entry};
 use crate::inbox::ProposeError;
 use crate::lease::{self, Lease, Terms};
 use crate::log::{HardState, LogBatch};
+use crate::membership::{self, Learner, Next, Step};
 use crate::store::{Output, StoreConfig};
 use crate::wire::node;
 use crate::{ApplyError, CommittedEntry, Install, NewGroup, OutgoingSnapshot, Role, SnapshotMeta, metrics};
@@ -50,7 +51,7 @@ pub(crate) struct Env {
 }
 
 impl Env {
-    fn me(&self) -> u64 {
+    pub(crate) fn me(&self) -> u64 {
         u64::from(self.config.node.0)
     }
 
@@ -98,7 +99,7 @@ struct Transfer {
 type Shape = (Term, StateRole, u64);
 
 /// The end of a log: term and index of its last entry. Of two logs the one with the greater end is more up to date.
-pub(crate) type LogEnd = (Term, LogIndex);
+pub type LogEnd = (Term, LogIndex);
 
 /// What is known of a replica's past.
 #[derive(Clone, Copy, Default)]
@@ -148,7 +149,7 @@ impl Replica {
         env: &Env,
     ) -> Result<Replica, String> {
         let election = env.config.election_ticks;
-        let single_voter = storage.voters() == [env.me()];
+        let single_voter = storage.members().is_only(env.config.node);
         let config = raft::Config {
             id: env.me(),
             election_tick: election,
@@ -215,7 +216,7 @@ impl Replica {
 
     /// Holds nothing: only a snapshot can fill it.
     pub(crate) fn is_blank(&self) -> bool {
-        self.raft.store().voters().is_empty() && self.installing.is_none()
+        self.raft.store().members().is_empty() && self.installing.is_none()
     }
 
     /// It may have lost what it acknowledged: it neither leads without an election nor is given leadership.
@@ -225,7 +226,8 @@ impl Replica {
 
     /// The voters without this one.
     fn others(&self, env: &Env) -> BTreeSet<u64> {
-        self.raft.store().voters().iter().copied().filter(|v| *v != env.me()).collect()
+        let voting = self.raft.store().members().voting();
+        voting.into_iter().map(|n| u64::from(n.0)).filter(|v| *v != env.me()).collect()
     }
 
     /// Nobody knows how much is lacking.
@@ -430,12 +432,12 @@ impl Replica {
         if self.role != Role::Leader(term) || !self.is_leader() {
             return;
         }
-        let voters = self.raft.store().voters();
-        self.doubters.answered(from, stamp, voters.len() / 2 + 1);
+        let (members, me) = (self.raft.store().members(), env.config.node);
+        self.doubters.answered(from, stamp, |answered| membership::is_quorum(members, me, answered));
         if self.transfer.is_some() || self.given_up_term == term {
             return;
         }
-        if let Some(until) = self.lease.ack(from, stamp, env.me(), voters, env.now, &env.terms) {
+        if let Some(until) = self.lease.ack(from, stamp, env.me(), members, env.now, &env.terms) {
             env.shared.machine.lease(self.shard, term, until);
         }
     }
@@ -448,7 +450,7 @@ impl Replica {
             || sent != *meta
             || self.installing.is_some()
             || self.raft.snap().is_some()
-            || !meta.voters.contains(&env.config.node)
+            || !meta.members.contains(env.config.node)
         {
             return false;
         }
@@ -534,6 +536,15 @@ impl Replica {
 
     pub(crate) fn is_installing(&self) -> bool {
         self.installing.is_some()
+    }
+
+    pub(crate) fn leads(&self) -> bool {
+        self.is_leader()
+    }
+
+    /// Are batches under way that hold something of this replica?
+    pub(crate) fn waits_for_disk(&self) -> bool {
+        !self.unpersisted.is_empty()
     }
 
     /// Takes what Raft has ready: entries to the batch, messages out, committed entries to the state machine. Returns
@@ -631,16 +642,21 @@ impl Replica {
         Ok((created, must_sync))
     }
 
-    fn apply(
-        &mut self,
-        committed: Vec<raft::eraftpb::Entry>,
-        env: &Env,
-    ) -> Result<Vec<NewGroup>, ApplyError> {
+    fn apply(&mut self, committed: Vec<Entry>, env: &Env) -> Result<Vec<NewGroup>, ApplyError> {
         let shard = self.shard;
-        let entries: Vec<CommittedEntry> = committed
-            .into_iter()
-            .map(|e| CommittedEntry { index: e.index, term: e.term, payload: to_log_entry(&e).payload })
-            .collect();
+        let mut members = self.raft.store().members().clone();
+        let mut changes = Vec::new();
+        let mut entries = Vec::with_capacity(committed.len());
+        for e in committed {
+            let change = self.change_in(&e, &members)?;
+            let changed = change.map(|(change, new)| {
+                changes.push(change);
+                members.clone_from(&new);
+                new
+            });
+            let payload = to_log_entry(&e).payload;
+            entries.push(CommittedEntry { index: e.index, term: e.term, payload, members: changed });
+        }
         let (first, last) = (entries[0].index, entries[entries.len() - 1].index);
         assert_eq!(
             first,
@@ -651,7 +667,29 @@ impl Replica {
         let created = env.shared.machine.apply(shard, &entries)?;
         self.applied = last;
         self.raft.mut_store().set_applied(last);
+        // Behind the state machine: what Raft says because of it may need a snapshot, which shall know it.
+        self.raft.mut_store().set_members(members);
+        let mut in_raft = None;
+        for change in &changes {
+            let conf = self.raft.apply_conf_change(change);
+            let conf = conf.map_err(|e| ApplyError { shard, index: last, reason: e.to_string() })?;
+            in_raft = membership::members_of(&conf);
+        }
+        assert!(
+            changes.is_empty() || in_raft.as_ref() == Some(self.raft.store().members()),
+            "raft-rs makes {in_raft:?} of a change of members to {:?}",
+            self.raft.store().members()
+        );
         self.raft.advance_apply_to(last);
+        let outside = !changes.is_empty() && !self.raft.store().members().voting().contains(&env.config.node);
+        if outside && self.raft.raft.state != StateRole::Follower {
+            // It leads, or asks for votes, with the entry in its log by which it leaves: its part is done.
+            let shape = self.shape();
+            let term = self.raft.raft.term;
+            self.raft.raft.become_follower(term, INVALID_ID);
+            self.drawn_again(shape, env);
+            self.tell_role(env);
+        }
         for entry in &entries {
             if let Some(waiting) = self.waiting.remove(&entry.index) {
                 // C2: what was applied at that index is the proposer's own entry only if the term is the same.
@@ -666,9 +704,66 @@ impl Replica {
         Ok(created)
     }
 
+    /// The change of members that an entry is, and what it makes of them.
+    fn change_in(&self, e: &Entry, now: &Members) -> Result<Option<(ConfChangeV2, Members)>, ApplyError> {
+        if e.get_entry_type() == EntryType::EntryNormal {
+            return Ok(None);
+        }
+        let fail = |reason: String| ApplyError { shard: self.shard, index: e.index, reason };
+        let change = membership::decode(e.data.clone()).map_err(|error| fail(error.to_string()))?;
+        let new = membership::after(now, &change);
+        let new =
+            new.ok_or_else(|| fail(format!("{change:?} is no change of {now:?} that is ever proposed")))?;
+        tracing::info!(shard = %self.shard, index = e.index, ?new, "the group's members change");
+        Ok(Some((change, new)))
+    }
+
+    /// Goes on towards other voters; one step at most (C10).
+    pub(crate) fn change_members(&mut self, wanted: &[NodeId], env: &Env) -> Result<Step, String> {
+        let raft = &self.raft.raft;
+        let term = raft.term;
+        if self.role != Role::Leader(term) || !self.is_leader() {
+            return Err("this node does not lead the shard".into());
+        }
+        if self.single_voter || wanted.len() < 2 {
+            return Err(
+                "the voters of a group of one cannot be changed yet, nor can a group become one of one"
+                    .into(),
+            );
+        }
+        if raft.has_pending_conf() || !raft.commit_to_current_term() {
+            return Ok(Step::UnderWay("the last change is not applied yet".into()));
+        }
+        if self.transfer.is_some() {
+            return Ok(Step::UnderWay("the leadership is being moved".into()));
+        }
+        let last = raft.raft_log.last_index();
+        let learner = |n: NodeId| {
+            raft.prs().get(u64::from(n.0)).map(|p| Learner {
+                behind: last - p.matched.min(last),
+                is_there: p.recent_active,
+                gets_snapshot: p.pending_snapshot != 0,
+            })
+        };
+        let wanted = wanted.iter().copied().collect();
+        let members = self.raft.store().members();
+        match membership::next(members, &wanted, env.config.node, self.lease.is_joint, learner) {
+            Next::Done => Ok(Step::Done),
+            Next::LeadElsewhere => Ok(Step::LeadElsewhere),
+            Next::Wait(why) => Ok(Step::UnderWay(why)),
+            Next::Propose(change, what) => {
+                tracing::info!(shard = %self.shard, ?members, ?wanted, what, "a change of the group's members");
+                match self.raft.propose_conf_change(Vec::new(), change) {
+                    Ok(()) => Ok(Step::UnderWay(what.into())),
+                    Err(error) => Ok(Step::UnderWay(format!("{what}: {error}; it is tried again"))),
+                }
+            }
+        }
+    }
+
     /// Tells the state machine who leads, if that is new. Before any message or entry of the new role.
     fn tell_role(&mut self, env: &Env) {
-        if self.raft.store().voters().is_empty() || self.installing.is_some() {
+        if self.raft.store().members().is_empty() || self.installing.is_some() {
             return;
         }
         let raft = &self.raft.raft;
@@ -763,7 +858,7 @@ impl Replica {
             "this node leads the shard already"
         } else if self.transfer.is_some() {
             "leadership of the shard is being transferred already"
-        } else if !self.raft.store().voters().contains(&to) || follower.is_none() {
+        } else if !self.raft.store().members().voters.contains(&node(to)) || follower.is_none() {
             "that node has no vote in the shard"
         } else if follower.is_some_and(|p| !p.recent_active) {
             "that node was not heard of lately"
@@ -834,9 +929,10 @@ impl Replica {
         let wait_ns = self.may_vote_at(env).saturating_sub(env.now);
         let wait = wait_ns.div_ceil(env.terms.tick_ns.max(1)) as usize;
         // The voters that are left take turns, another one first for every shard.
-        let left: Vec<u64> = self.raft.store().voters().iter().copied().filter(|v| *v != lost).collect();
+        let voters = &self.raft.store().members().voters;
+        let left: Vec<NodeId> = voters.iter().copied().filter(|v| *v != node).collect();
         let count = left.len().max(1);
-        let mine = left.iter().position(|v| *v == env.me()).unwrap_or(0);
+        let mine = left.iter().position(|v| *v == env.config.node).unwrap_or(0);
         let rank = (mine + (self.shard.0 % count as u64) as usize) % count;
         let election = env.config.election_ticks;
         let ticks = (wait + 1 + rank * RANK_TICKS).min(3 * election - 1);
@@ -867,10 +963,10 @@ impl Replica {
         let leading = raft.state == StateRole::Leader;
         let mut followers = Vec::new();
         if leading {
-            let voters = self.raft.store().voters().iter().filter(|v| **v != raft.id);
-            for (id, p) in voters.filter_map(|v| Some((*v, raft.prs().get(*v)?))) {
+            let others = self.raft.store().members().all().into_iter().filter(|n| u64::from(n.0) != raft.id);
+            for (node, p) in others.filter_map(|n| Some((n, raft.prs().get(u64::from(n.0))?))) {
                 followers.push(Progress {
-                    node: node(id),
+                    node,
                     matched: p.matched,
                     next: p.next_idx,
                     recently_active: p.recent_active,
@@ -882,7 +978,7 @@ impl Replica {
             term: raft.term,
             leader: (raft.leader_id != INVALID_ID).then_some(node(raft.leader_id)),
             leading,
-            voters: self.raft.store().voters().iter().map(|v| node(*v)).collect(),
+            members: self.raft.store().members().clone(),
             first_index: self.raft.store().first(),
             last_index: raft.raft_log.last_index(),
             commit: raft.raft_log.committed,

@@ -178,6 +178,9 @@ pub fn run(
             for install in out.installs {
                 install.start(&inbox);
             }
+            for removal in out.removals {
+                removal.start(&inbox);
+            }
             if out.stop {
                 break;
             }

@@ -17,7 +17,8 @@ use crate::held::Held;
 use crate::inbox::{Inbox, Proposal, ProposeError};
 use crate::lease::Terms;
 use crate::log::{CONF_CHANGE, GroupLog, LogBatch};
-use crate::replica::{Env, Past, Replica, Waiting};
+use crate::membership::Step;
+use crate::replica::{Env, LogEnd, Past, Replica, Waiting};
 use crate::{ApplyError, NewGroup, OutgoingSnapshot, SnapshotMeta, StateMachine};
 
 /// For so many election timeouts a leader or candidate speaks to a group that is not here before a blank replica is
@@ -117,6 +118,13 @@ pub enum Event {
     Installed(ShardId, Result<NewGroup, String>),
     /// See [`crate::Handle::transfer`].
     Transfer(ShardId, NodeId, oneshot::Sender<Result<(), String>>),
+    /// See [`crate::Handle::change_members`].
+    ChangeMembers(ShardId, Vec<NodeId>, oneshot::Sender<Result<Step, String>>),
+    /// See [`crate::Handle::remove`].
+    Remove(ShardId, LogEnd, oneshot::Sender<Result<(), String>>),
+    /// What [`crate::StateMachine::remove`] said.
+    #[doc(hidden)]
+    Removed(RemovedEvent),
     /// See [`crate::Handle::unreachable`].
     Unreachable(NodeId),
     /// See [`crate::Handle::peer_lost`].
@@ -127,6 +135,12 @@ pub enum Event {
     Status(oneshot::Sender<BTreeMap<ShardId, GroupStatus>>),
     /// End the loop.
     Stop,
+}
+
+/// A replica whose state is gone, or not.
+pub struct RemovedEvent {
+    gone: Gone,
+    result: Result<(), String>,
 }
 
 /// A proposal with its way back.
@@ -154,6 +168,31 @@ impl Install {
     }
 }
 
+/// A replica that left its group: its state is to be removed.
+pub struct Removal {
+    gone: Gone,
+    machine: Arc<dyn StateMachine>,
+}
+
+struct Gone {
+    shard: ShardId,
+    /// What the leaseholder of its group had applied.
+    upto: LogEnd,
+    /// Its log may have lacked what it had acknowledged.
+    doubtful: bool,
+    reply: oneshot::Sender<Result<(), String>>,
+}
+
+impl Removal {
+    /// Starts [`StateMachine::remove`]; its outcome becomes an event of this inbox.
+    pub fn start(self, inbox: &Arc<Inbox>) {
+        let Removal { gone, machine } = self;
+        let (shard, inbox) = (gone.shard, inbox.clone());
+        let done = move |result| inbox.push(Event::Removed(RemovedEvent { gone, result }));
+        machine.remove(shard, Box::new(done));
+    }
+}
+
 /// What a step wants done. Messages and snapshots may leave before the batch is written.
 #[derive(Default)]
 pub struct Output {
@@ -165,6 +204,8 @@ pub struct Output {
     pub snapshots: Vec<OutgoingSnapshot>,
     /// To be started.
     pub installs: Vec<Install>,
+    /// To be started.
+    pub removals: Vec<Removal>,
     /// The loop is to end.
     pub stop: bool,
     /// Places of the snapshots above, until [`Event::SnapshotSent`].
@@ -238,14 +279,14 @@ impl Store {
         if self.groups.get(&shard).is_some_and(|g| !g.is_blank()) {
             return Ok(()); // a split that is applied again after a restart, or one whose right half came by snapshot
         }
-        if new.voters.is_empty() {
+        if new.members.is_empty() {
             return Err(format!("shard {shard}: a group without voters"));
         }
         let shared = self.env.shared.clone();
         let extent = Extent::of(&*shared.log, shard);
         let whole = Past { doubtful, ..Past::default() };
         let (storage, applied, past) = if extent.is_untouched() && new.applied == INIT_INDEX {
-            let storage = GroupStorage::born(shard, &new.voters, shared);
+            let storage = GroupStorage::born(shard, &new.members, shared);
             self.births.resets.push((shard, INIT_INDEX + 1, storage.base().1));
             self.births.hard_states.push((shard, storage.hard_state()));
             (storage, new.applied, whole)
@@ -253,7 +294,7 @@ impl Store {
             && extent.first <= new.applied + 1
             && extent.is_of(&new, &*shared.log)
         {
-            (GroupStorage::open(shard, &new.voters, new.applied, shared), new.applied, whole)
+            (GroupStorage::open(shard, &new.members, new.applied, shared), new.applied, whole)
         } else {
             let lost = extent.last < new.applied || extent.first <= new.applied + 1;
             let misfit = if extent.last < new.applied {
@@ -264,7 +305,7 @@ impl Store {
                 format!("the log starts at entry {}", extent.first)
             };
             let applied = new.applied;
-            if new.voters == [self.env.config.node] {
+            if new.members.is_only(self.env.config.node) {
                 return Err(format!(
                     "shard {shard}: the state machine has applied entry {applied}, {misfit}"
                 ));
@@ -405,6 +446,23 @@ impl Store {
                 }
                 None => drop(reply.send(Err(format!("shard {shard} is not on this node")))),
             },
+            Event::ChangeMembers(shard, wanted, reply) => {
+                let answer = match self.groups.get_mut(&shard) {
+                    Some(group) => {
+                        self.active.insert(shard);
+                        group.change_members(&wanted, &self.env)
+                    }
+                    None => Err(format!("shard {shard} is not on this node")),
+                };
+                let _ = reply.send(answer);
+            }
+            Event::Remove(shard, upto, reply) => self.remove(shard, upto, reply, out),
+            Event::Removed(RemovedEvent { gone, result }) => {
+                if result.is_ok() {
+                    self.forget_entries(&gone, batch);
+                }
+                let _ = gone.reply.send(result);
+            }
             Event::Unreachable(node) => {
                 let touched = self.groups.iter_mut().filter(|(_, g)| !g.single_voter);
                 let touched = touched.filter_map(|(s, g)| g.unreachable(node).then_some(*s));
@@ -454,6 +512,58 @@ impl Store {
         let is_logged = !Extent::of(&*self.env.shared.log, shard).is_untouched();
         if !is_logged || speaking >= BLANK_OVER_LOG_AFTER_TIMEOUTS * election {
             self.create_blank(shard, self.config().recovering);
+        }
+    }
+
+    /// Takes a replica that is no part of its group any more away. What it promised and acknowledged stays in the log.
+    fn remove(
+        &mut self,
+        shard: ShardId,
+        upto: LogEnd,
+        reply: oneshot::Sender<Result<(), String>>,
+        out: &mut Output,
+    ) {
+        let refused = match self.groups.get(&shard) {
+            None => "it is not on this node",
+            Some(g) if g.is_installing() => "a snapshot is being installed",
+            Some(g) if g.leads() => "it leads",
+            Some(g) if g.waits_for_disk() => "its last entries are on their way to the disk",
+            Some(_) => {
+                let mut old = self.groups.remove(&shard).expect("it was there");
+                self.ticking -= usize::from(!old.single_voter);
+                self.active.remove(&shard);
+                old.abandon("the replica is removed from this node");
+                tracing::info!(%shard, "the replica is no part of its group any more, and is removed");
+                let gone = Gone { shard, upto, doubtful: old.is_in_doubt(), reply };
+                out.removals.push(Removal { gone, machine: self.env.shared.machine.clone() });
+                return;
+            }
+        };
+        let _ = reply.send(Err(format!("the replica of shard {shard} is not removed now: {refused}")));
+    }
+
+    /// The entries of a replica that is gone are not needed; what it acknowledged, at least, stays known (C9).
+    fn forget_entries(&mut self, gone: &Gone, batch: &mut LogBatch) {
+        let (shard, log) = (gone.shard, &self.env.shared.log);
+        if self.groups.contains_key(&shard) {
+            return;
+        }
+        let mut hs = log.hard_state(shard).unwrap_or_default();
+        if gone.doubtful {
+            // A vote in the next term may have been lost: it counts as cast.
+            (hs.term, hs.vote) = (hs.term + 1, self.env.me());
+        }
+        let (term, last) = gone.upto;
+        if Extent::of(&**log, shard).end(&**log, shard) < gone.upto {
+            batch.resets.push((shard, last + 1, term));
+            hs.commit = last;
+            if hs.term < term {
+                (hs.term, hs.vote) = (term, self.env.me());
+            }
+            batch.hard_states.push((shard, hs));
+        } else if let Some((_, last)) = log.bounds(shard) {
+            batch.truncate.push((shard, last));
+            batch.hard_states.push((shard, hs));
         }
     }
 

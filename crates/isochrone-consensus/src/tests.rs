@@ -103,6 +103,7 @@ struct Recorder {
     /// Snapshots that are to be installed, and what became of the others.
     installs: Mutex<Vec<(ShardId, SnapshotMeta, InstallDone)>>,
     discarded: Mutex<Vec<SnapshotMeta>>,
+    removed: Mutex<Vec<ShardId>>,
 }
 
 /// Says nothing but that it is one.
@@ -126,7 +127,7 @@ impl StateMachine for Recorder {
                 let shard = ShardId(std::str::from_utf8(n).unwrap().parse().unwrap());
                 created.push(NewGroup {
                     shard,
-                    voters: vec![NodeId(1)],
+                    members: vec![NodeId(1)].into(),
                     applied: 0,
                     applied_term: 0,
                     campaign: false,
@@ -146,6 +147,10 @@ impl StateMachine for Recorder {
     }
     fn install(&self, shard: ShardId, snapshot: SnapshotMeta, done: InstallDone) {
         self.installs.lock().unwrap().push((shard, snapshot, done));
+    }
+    fn remove(&self, shard: ShardId, done: RemoveDone) {
+        self.removed.lock().unwrap().push(shard);
+        done(Ok(()));
     }
     fn discard(&self, _: ShardId, snapshot: SnapshotMeta) {
         self.discarded.lock().unwrap().push(snapshot);
@@ -186,7 +191,7 @@ impl Node {
 
     fn create(&mut self, voters: &[NodeId], applied: LogIndex) {
         let new =
-            NewGroup { shard: SHARD, voters: voters.to_vec(), applied, applied_term: 0, campaign: false };
+            NewGroup { shard: SHARD, members: voters.into(), applied, applied_term: 0, campaign: false };
         self.store.create_group(new).unwrap();
     }
 
@@ -348,7 +353,7 @@ fn a_log_that_lost_what_was_applied_is_refused() {
     let mut store = Store::new(StoreConfig::new(NodeId(1)), log, machine, random).unwrap();
     let refused = store.create_group(NewGroup {
         shard: SHARD,
-        voters: vec![NodeId(1)],
+        members: vec![NodeId(1)].into(),
         applied: 3,
         applied_term: 0,
         campaign: false,

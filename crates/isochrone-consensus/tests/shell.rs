@@ -73,6 +73,9 @@ impl StateMachine for Machine {
     fn install(&self, _: ShardId, _: SnapshotMeta, done: InstallDone) {
         done(Err("nobody asks".into()));
     }
+    fn remove(&self, _: ShardId, _: isochrone_consensus::RemoveDone) {
+        unreachable!("nobody leaves");
+    }
     fn discard(&self, _: ShardId, _: SnapshotMeta) {}
     fn stopped(&self, _: &str) {}
 }
@@ -86,7 +89,7 @@ fn start() -> (Handle, Running, Term, Receiver<String>) {
     store
         .create_group(NewGroup {
             shard: SHARD,
-            voters: vec![NodeId(1)],
+            members: vec![NodeId(1)].into(),
             applied: 0,
             applied_term: 0,
             campaign: false,

@@ -76,7 +76,7 @@ impl Machine {
 pub fn group(meta: ShardMeta) -> consensus::NewGroup {
     consensus::NewGroup {
         shard: meta.shard,
-        voters: meta.voters,
+        members: meta.members,
         applied: meta.applied,
         applied_term: meta.applied_term,
         campaign: meta.campaign,
@@ -90,12 +90,24 @@ impl consensus::StateMachine for Machine {
         entries: &[consensus::CommittedEntry],
     ) -> Result<Vec<consensus::NewGroup>, consensus::ApplyError> {
         let Some(last) = entries.last().map(|e| e.index) else { return Ok(Vec::new()) };
-        let entries: Vec<_> = entries.iter().map(|e| (e.index, e.term, e.payload.clone())).collect();
-        let created = self.shards.apply_entries(shard, &entries).map_err(|e| consensus::ApplyError {
+        let fail = |e: isochrone_shard::ApplyError| consensus::ApplyError {
             shard,
             index: e.index,
             reason: e.reason,
-        })?;
+        };
+        let mut created = Vec::new();
+        // Changes of members stand alone: they are no commands of the shard.
+        for part in entries.chunk_by(|a, b| a.members.is_none() && b.members.is_none()) {
+            match &part[0] {
+                consensus::CommittedEntry { index, term, members: Some(members), .. } => {
+                    self.shards.apply_members(shard, *index, *term, members).map_err(fail)?;
+                }
+                _ => {
+                    let part: Vec<_> = part.iter().map(|e| (e.index, e.term, e.payload.clone())).collect();
+                    created.extend(self.shards.apply_entries(shard, &part).map_err(fail)?);
+                }
+            }
+        }
         self.written.lock().expect("nothing panics while it is held").insert(shard, last);
         Ok(created.into_iter().map(group).collect())
     }
@@ -126,6 +138,15 @@ impl consensus::StateMachine for Machine {
                 written.lock().expect("nothing panics while it is held").insert(shard, meta.applied);
             }
             done(installed.map(group));
+        });
+    }
+
+    fn remove(&self, shard: ShardId, done: consensus::RemoveDone) {
+        let (shards, written) = (self.shards.clone(), self.written.clone());
+        let _goes_on = self.runtime.spawn(async move {
+            written.lock().expect("nothing panics while it is held").remove(&shard);
+            let removed = crate::blocking(move || shards.remove(shard)).await;
+            done(removed.and_then(|r| r.map_err(|e| e.to_string())));
         });
     }
 

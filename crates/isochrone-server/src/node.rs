@@ -234,7 +234,9 @@ impl Node {
         let mut shards = open()?;
         let staging = Staging { disk: env.disk.clone(), dir: snapshots.clone() };
         reinstall(&shards, &staging, &log)?;
-        let blank = shards.list().is_empty() && shards.interrupted().is_empty();
+        shards.finish_removals()?;
+        let blank =
+            shards.list().is_empty() && shards.interrupted().is_empty() && shards.removed().is_empty();
         if blank && identity.voters.contains(&id) {
             Shards::bootstrap(&*engine, &Shards::initial(&identity.voters))?;
             // The first descriptors are in no log: they must outlive a crash before anything is logged on them.
@@ -357,7 +359,7 @@ impl Node {
         loop {
             self.stopped()?;
             let states = self.local.shards().states_light();
-            if states.iter().all(|s| s.serving) && leave_no_gap(&states) {
+            if states.iter().all(|s| s.serving) && leave_no_gap(states.iter().map(|s| &s.range)) {
                 return Ok(());
             }
             if waited >= SERVE_WAIT_MAX {
@@ -453,7 +455,10 @@ impl Node {
     /// store loop has ended.
     pub async fn is_whole(&self) -> Option<bool> {
         let status = self.groups.status().await.ok()?;
-        let known = self.log.shards().iter().all(|shard| status.contains_key(shard));
+        // What left its group has nothing to catch up with.
+        let removed = self.local.shards().removed();
+        let known = |shard: &ShardId| status.contains_key(shard) || removed.contains(shard);
+        let known = self.log.shards().iter().all(known);
         Some(known && !status.values().any(|s| s.doubtful))
     }
 
@@ -469,7 +474,7 @@ impl Node {
         if behind.is_empty() {
             return Ok(());
         }
-        let several = behind.iter().any(|m| m.voters.len() > 1);
+        let several = behind.iter().any(|m| !m.members.is_only(self.id));
         let status = match several {
             true => self.groups.status().await.map_err(|_| anyhow::anyhow!("the store loop has ended"))?,
             false => BTreeMap::new(),
@@ -477,7 +482,7 @@ impl Node {
         let (mut now, mut proposals) = (Vec::new(), Vec::new());
         for meta in behind {
             let flushed = held[&meta.shard];
-            if meta.voters.len() <= 1 {
+            if meta.members.is_only(self.id) {
                 now.push((meta.shard, flushed));
                 continue;
             }
@@ -520,7 +525,7 @@ impl Node {
         self.engine.flush()?;
         let upto = |m: ShardMeta| {
             let flushed = *applied.get(&m.shard)?;
-            Some((m.shard, if m.voters.len() <= 1 { flushed } else { flushed.min(m.truncate_to) }))
+            Some((m.shard, if m.members.is_only(self.id) { flushed } else { flushed.min(m.truncate_to) }))
         };
         self.groups.truncate(self.local.shards().list().into_iter().filter_map(upto).collect());
         self.flushes.lock().expect("nothing panics while it is held").held.extend(applied);
@@ -559,10 +564,10 @@ fn truncate_to(group: &GroupStatus, flushed: LogIndex, force: bool, keep_for_abs
     needed.map_or(flushed, |n| n.min(flushed))
 }
 
-/// This node holds every shard. A gap between them is a split in the log that is just being applied again: the left side
-/// may serve a moment before the right one can be seen.
-fn leave_no_gap(states: &[isochrone_shard::ShardState]) -> bool {
-    let mut ranges: Vec<&KeyRange> = states.iter().map(|s| &s.range).collect();
+/// Do these hold every key? On a node that holds every shard, a gap between them is a split in the log that is just being
+/// applied again: the left side may serve a moment before the right one can be seen.
+pub(crate) fn leave_no_gap<'a>(ranges: impl Iterator<Item = &'a KeyRange>) -> bool {
+    let mut ranges: Vec<&KeyRange> = ranges.collect();
     ranges.sort_by(|a, b| a.start.cmp(&b.start));
     let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else { return false };
     first.start.is_empty()
@@ -580,8 +585,8 @@ fn encode_descriptor(r: &ReplicaStatus) -> Bytes {
     put_bytes(&mut out, &r.range.start);
     put_bytes(&mut out, &r.range.end);
     put_u64(&mut out, r.epoch);
-    put_u64(&mut out, r.voters.len() as u64);
-    for node in &r.voters {
+    put_u64(&mut out, r.members.voters.len() as u64);
+    for node in &r.members.voters {
         put_u64(&mut out, u64::from(node.0));
     }
     out.into()

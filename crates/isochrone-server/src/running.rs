@@ -352,6 +352,10 @@ async fn place_leaders(node: Arc<Node>, stopping: watch::Receiver<bool>) {
         if let Err(error) = node.cluster.place_leaders().await {
             tracing::debug!(%error, "a leadership was not moved; tried again");
         }
+        if let Err(error) = node.cluster.place_replicas().await {
+            tracing::debug!(%error, "no replica was moved; tried again");
+        }
+        node.cluster.retire_replicas().await;
     })
     .await;
 }

@@ -18,7 +18,7 @@ use isochrone_wal::{Kind, LogReader};
 
 use crate::cluster::Cluster;
 use crate::cluster::message::{Ask, ReplicaStatus};
-use crate::node::write_meta;
+use crate::node::{leave_no_gap, write_meta};
 
 /// Ids below are the shards of a new cluster.
 const FIRST_SPLIT_SHARD: u64 = 3;
@@ -151,7 +151,7 @@ impl Services {
                 shard: m.shard,
                 range: m.range,
                 epoch: m.epoch,
-                voters: m.voters,
+                members: m.members,
                 leader: group.leader,
                 term: group.term,
                 first_index: group.first_index,
@@ -183,11 +183,17 @@ impl Services {
     /// One or more replicas of every shard, from wherever they can be heard.
     pub(crate) async fn replicas_anywhere(&self) -> Result<Vec<ReplicaStatus>, Error> {
         let here = self.replicas_here(false).await?;
-        if !here.is_empty() {
+        if leave_no_gap(here.iter().map(|r| &r.range)) {
             return Ok(here);
         }
+        self.replicas_of_all().await
+    }
+
+    /// The replicas of all nodes that are there, this one included.
+    pub(crate) async fn replicas_of_all(&self) -> Result<Vec<ReplicaStatus>, Error> {
+        let here = self.replicas_here(false).await?;
         let others = self.ask_all::<Vec<ReplicaStatus>>(Ask::Replicas { bytes: false }).await;
-        Ok(others.into_iter().flat_map(|(_, r)| r).collect())
+        Ok(here.into_iter().chain(others.into_iter().flat_map(|(_, r)| r)).collect())
     }
 
     /// The transactions with records or locks on this node.
@@ -298,7 +304,7 @@ impl NodeServices for Services {
                 shard: r.shard,
                 range: r.range,
                 leader: r.leader,
-                replicas: r.voters,
+                replicas: r.members.all(),
                 first_index: r.first_index,
                 last_index: r.last_index,
                 bytes: r.bytes,

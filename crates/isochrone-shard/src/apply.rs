@@ -14,7 +14,7 @@
 use std::sync::Arc;
 
 use isochrone_base::ids::INIT_TERM;
-use isochrone_base::{Bytes, KeyRange, LogIndex, NodeId, ShardId, Term, Timestamp, bank};
+use isochrone_base::{Bytes, KeyRange, LogIndex, Members, NodeId, ShardId, Term, Timestamp, bank};
 use isochrone_storage::{Engine, WriteBatch, mvcc};
 
 use crate::api::{Decision, PieceId, Record};
@@ -120,6 +120,45 @@ impl Inner {
 }
 
 impl Shard {
+    /// Applies a change of the group's members. Nobody waits for it.
+    pub(crate) fn apply_members(
+        &self,
+        index: LogIndex,
+        term: Term,
+        members: &Members,
+        batch: &mut WriteBatch,
+    ) -> Result<(), ApplyError> {
+        let mut g = self.lock();
+        let refused = match g.retired {
+            true => Some("a snapshot is taking its place".to_string()),
+            false => g.stopped.clone(),
+        };
+        if let Some(reason) = refused {
+            return Err(ApplyError { shard: self.id, index, term, reason });
+        }
+        if index <= g.repl.applied {
+            return Ok(());
+        }
+        (g.repl.applied, g.repl.applied_term) = (index, term);
+        g.repl.members.clone_from(members);
+        // What others know of the shard is out of date.
+        g.repl.epoch += 1;
+        g.repl.put_shard(batch);
+        g.repl.put_applied(batch);
+        let effect = Effect {
+            index,
+            term,
+            proposal: None,
+            outcome: Outcome::Done,
+            closed: g.repl.closed,
+            resolved: None,
+            created: None,
+            shrunk: false,
+        };
+        g.pending.push_back(effect);
+        Ok(())
+    }
+
     /// Applies one entry: memory at once, the engine through `batch`; see [`crate::Shards::apply`].
     pub(crate) fn apply(
         &self,
@@ -446,7 +485,7 @@ impl Shard {
     ) -> Option<Arc<Shard>> {
         let left = &mut g.repl;
         let mut new = Replicated::new(right, KeyRange { start: at.clone(), end: left.range.end.clone() });
-        new.voters = left.voters.clone();
+        new.members = left.members.clone();
         (new.applied, new.truncate_to) = (born_at, born_at);
         new.applied_term = if born_at == 0 { 0 } else { INIT_TERM };
         new.epoch = left.epoch + 1;

@@ -138,7 +138,7 @@ impl Shard {
 
     /// Has the shard other replicas?
     pub(crate) fn has_followers(&self, g: &Inner) -> bool {
-        g.repl.voters.len() > 1
+        g.repl.members.all().len() > 1
     }
 
     /// F1, F2: what can be told now, if it is worth a message. From then on it is promised.
@@ -279,12 +279,12 @@ impl LocalShards {
                 }
                 continue;
             }
-            if g.repl.voters.iter().any(|n| full(&news, *n)) {
+            if g.repl.members.all().into_iter().any(|n| full(&news, n)) {
                 continue;
             }
             if let Some((index, closed)) = shard.promise(g) {
-                for node in g.repl.voters.iter().filter(|n| **n != shard.node) {
-                    news.entry(*node).or_default().closed.push(Closed { shard: shard.id, index, closed });
+                for node in g.repl.members.all().into_iter().filter(|n| *n != shard.node) {
+                    news.entry(node).or_default().closed.push(Closed { shard: shard.id, index, closed });
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! What a shard replicates besides versions, and how it lies in the engine.
 //!
-//!     a shard "shard"                      descriptor (range, voters), floor, GC threshold, lease holder, truncation
+//!     a shard "shard"                      descriptor (range, members), floor, GC threshold, lease holder, truncation
 //!     a shard "applied"                    applied index and term, closed, read limit, highest timestamp
 //!     a shard "installing"                 a snapshot is being installed: what it clears (see `snapshot`)
 //!     r shard deadline txn piece           record: prepared (with its writes), committed, aborted
@@ -23,21 +23,25 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use isochrone_base::codec::{DecodeError, Reader, put_bytes, put_ts, put_txn, put_u64};
-use isochrone_base::{Bytes, Key, KeyRange, LogIndex, NodeId, PieceNo, ShardId, Term, Timestamp, TxnId};
+use isochrone_base::{
+    Bytes, Key, KeyRange, LogIndex, Members, NodeId, PieceNo, ShardId, Term, Timestamp, TxnId,
+};
 use isochrone_storage::mvcc;
 
 use crate::api::{Mode, PieceId, PieceRef, Record, Suspect};
 use crate::command::LoggedPiece;
 
 const VERSION: u8 = 1;
-/// The descriptor's: version 1 had no voters and no truncation.
-const DESCRIPTOR_VERSION: u8 = 2;
+/// The descriptor's: version 1 had no voters and no truncation, version 2 no members but voters.
+const DESCRIPTOR_VERSION: u8 = 3;
 /// Name of the descriptor among a shard's state.
 pub(crate) const SHARD: &[u8] = b"shard";
 /// Name of the progress among a shard's state.
 pub(crate) const APPLIED: &[u8] = b"applied";
 /// Name of the mark of an installation among a shard's state.
 pub(crate) const INSTALLING: &[u8] = b"installing";
+/// Name of the mark of a replica that left its group among a shard's state.
+pub(crate) const REMOVED: &[u8] = b"removed";
 
 /// The order of records.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -160,8 +164,8 @@ impl Tombstone {
 pub(crate) struct Replicated {
     pub(crate) shard: ShardId,
     pub(crate) range: KeyRange,
-    /// The voters of its Raft group; empty in shards of the first builds, whose one node is the voter.
-    pub(crate) voters: Vec<NodeId>,
+    /// The members of its Raft group; empty in shards of the first builds, whose one node is the voter.
+    pub(crate) members: Members,
     pub(crate) epoch: u64,
     /// No replica needs entries up to here, once a flush of its own holds them.
     pub(crate) truncate_to: LogIndex,
@@ -183,7 +187,7 @@ impl Replicated {
         Replicated {
             shard,
             range,
-            voters: Vec::new(),
+            members: Members::default(),
             epoch: 1,
             truncate_to: 0,
             floor: Timestamp::MIN,
@@ -220,10 +224,7 @@ impl Replicated {
         put_ts(&mut out, self.floor);
         put_ts(&mut out, self.gc_threshold);
         put_u64(&mut out, u64::from(self.holder.0));
-        put_u64(&mut out, self.voters.len() as u64);
-        for node in &self.voters {
-            put_u64(&mut out, u64::from(node.0));
-        }
+        self.members.encode(&mut out);
         put_u64(&mut out, self.truncate_to);
         out
     }
@@ -254,8 +255,10 @@ impl Replicated {
         out.gc_threshold = r.ts()?;
         out.holder = NodeId(r.u32()?);
         if version >= 2 {
-            out.voters =
-                (0..r.count(1)?).map(|_| Ok(NodeId(r.u32()?))).collect::<Result<_, DecodeError>>()?;
+            out.members = match version {
+                2 => (0..r.count(1)?).map(|_| Ok(NodeId(r.u32()?))).collect::<Result<Vec<_>, _>>()?.into(),
+                _ => Members::decode(&mut r)?,
+            };
             out.truncate_to = r.u64()?;
         }
         r.finish()?;
@@ -324,14 +327,26 @@ mod tests {
         (new.epoch, new.floor, new.gc_threshold, new.holder) = (3, Timestamp(4), Timestamp(5), NodeId(6));
         let mut old = new.encode_shard();
         old[0] = 1;
-        old.truncate(old.len() - 2); // no voters, no truncation
+        old.truncate(old.len() - 4); // no members, no truncation
         let r = Replicated::decode(ShardId(7), old.into(), new.encode_applied().into()).unwrap();
         assert_eq!((r.range, r.epoch, r.floor), (new.range.clone(), 3, Timestamp(4)));
-        assert_eq!((r.gc_threshold, r.holder, r.voters, r.truncate_to), (Timestamp(5), NodeId(6), vec![], 0));
-        (new.voters, new.truncate_to) = (vec![NodeId(1), NodeId(300)], 99);
+        assert_eq!(
+            (r.gc_threshold, r.holder, r.members, r.truncate_to),
+            (Timestamp(5), NodeId(6), Members::default(), 0)
+        );
+        (new.members, new.truncate_to) = (vec![NodeId(1), NodeId(300)].into(), 99);
+        new.members.learners.push(NodeId(7));
         let r =
             Replicated::decode(ShardId(7), new.encode_shard().into(), new.encode_applied().into()).unwrap();
-        assert_eq!((r.voters, r.truncate_to), (new.voters.clone(), 99));
+        assert_eq!((r.members, r.truncate_to), (new.members.clone(), 99));
+        // Version 2 had a list of voters in their place.
+        let mut v2 = new.encode_shard();
+        let tail = v2.split_off(v2.len() - 1);
+        v2.truncate(v2.len() - 3);
+        v2.extend_from_slice(&tail);
+        v2[0] = 2;
+        let r = Replicated::decode(new.shard, v2.into(), new.encode_applied().into()).unwrap();
+        assert_eq!((r.members, r.truncate_to), (new.members.voters.clone().into(), 99));
         for version in [0, 3] {
             let mut bad = new.encode_shard();
             bad[0] = version;

@@ -30,7 +30,9 @@ use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use isochrone_base::{Key, KeyRange, LogIndex, NodeId, PieceNo, ShardId, Term, Timestamp, TxnId, bank};
+use isochrone_base::{
+    Key, KeyRange, LogIndex, Members, NodeId, PieceNo, ShardId, Term, Timestamp, TxnId, bank,
+};
 use isochrone_clock::Hlc;
 use isochrone_storage::Engine;
 use rustc_hash::FxHashMap;
@@ -238,8 +240,8 @@ pub struct ShardState {
     pub resolved: Timestamp,
     /// Nothing below can be read.
     pub gc_threshold: Timestamp,
-    /// The voters of its group.
-    pub voters: Vec<NodeId>,
+    /// The members of its group.
+    pub members: Members,
     /// Who leads it, as far as this node knows.
     pub leader: Option<NodeId>,
     /// Reads are served until this moment of the monotonic clock; `MAX`: without a bound. 0 where it is not led.
@@ -502,7 +504,7 @@ impl Shard {
     /// Who leads it, as far as this replica knows, and the nodes that have a replica.
     pub fn leader_and_voters(&self) -> (Option<NodeId>, Vec<NodeId>) {
         let g = self.lock();
-        (g.leader, g.repl.voters.clone())
+        (g.leader, g.repl.members.voting())
     }
 
     /// Its keys.
@@ -746,11 +748,11 @@ impl Shard {
         (created, shrunk)
     }
 
-    /// The voters of its group.
-    pub(crate) fn voters(&self, g: &Inner) -> Vec<NodeId> {
-        match g.repl.voters.is_empty() {
-            true => vec![self.node],
-            false => g.repl.voters.clone(),
+    /// The members of its group.
+    pub(crate) fn members(&self, g: &Inner) -> Members {
+        match g.repl.members.is_empty() {
+            true => vec![self.node].into(),
+            false => g.repl.members.clone(),
         }
     }
 
@@ -779,7 +781,7 @@ impl Shard {
             told_closed: g.following.told,
             resolved,
             gc_threshold: r.gc_threshold,
-            voters: self.voters(&g),
+            members: self.members(&g),
             leader: g.leader,
             lease_until_ns: self.lease_until.load(Ordering::Acquire),
             handing_over: g.handing_over.is_some(),

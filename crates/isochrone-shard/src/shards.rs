@@ -6,13 +6,13 @@
 //! to the engine, then calls [`Shards::after_write`] for each shard in it; in that time it holds off
 //! [`Shards::collect_garbage`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, RwLock};
 
 use isochrone_base::ids::{INIT_INDEX, INIT_TERM};
 use isochrone_base::{
-    Bytes, Key, KeyRange, LogIndex, NodeId, PieceNo, ShardId, Term, Timestamp, TxnId, keyspace,
+    Bytes, Key, KeyRange, LogIndex, Members, NodeId, PieceNo, ShardId, Term, Timestamp, TxnId, keyspace,
 };
 use isochrone_clock::Hlc;
 use isochrone_storage::mvcc::{self, Space};
@@ -21,7 +21,7 @@ use isochrone_storage::{Engine, WriteBatch};
 use crate::api::{Mode, PieceRef, Record};
 use crate::config::Config;
 use crate::outcome::{ApplyError, ApplyResult, OpenError};
-use crate::record::{APPLIED, INSTALLING, Replicated, SHARD};
+use crate::record::{APPLIED, INSTALLING, REMOVED, Replicated, SHARD};
 use crate::shard::{Shard, ShardState};
 use crate::snapshot::decode_mark;
 
@@ -35,14 +35,14 @@ pub struct ShardMeta {
     pub shard: ShardId,
     /// Its keys.
     pub range: KeyRange,
-    /// Counts the changes of its range.
+    /// Counts the changes of its range and of its members.
     pub epoch: u64,
     /// Last applied index that the engine holds.
     pub applied: LogIndex,
     /// Term of that entry.
     pub applied_term: Term,
-    /// The voters of its group.
-    pub voters: Vec<NodeId>,
+    /// The members of its group.
+    pub members: Members,
     /// No replica needs its log up to here; each truncates as far as its own flushes allow.
     pub truncate_to: LogIndex,
     /// A split has just made it, and its left half is led here: no other node is nearer to leading it.
@@ -92,8 +92,10 @@ pub(crate) struct Map {
     pub(crate) by_id: BTreeMap<ShardId, Arc<Shard>>,
     /// By first key; with the first key behind.
     by_start: BTreeMap<Key, (Arc<Shard>, Key)>,
-    /// Snapshots under way, and those that a crash or damage interrupted: the keys whose versions nobody can trust.
+    /// Snapshots and removals under way, and those that a crash or damage interrupted: the keys whose versions nobody can trust.
     pub(crate) installing: BTreeMap<ShardId, Vec<KeyRange>>,
+    /// Shards that had a replica here, which left its group.
+    pub(crate) removed: BTreeSet<ShardId>,
 }
 
 impl Map {
@@ -117,6 +119,11 @@ impl Map {
 }
 
 impl Shard {
+    /// What the log layer needs to know of it.
+    pub fn describe(&self) -> ShardMeta {
+        self.meta()
+    }
+
     pub(crate) fn meta(&self) -> ShardMeta {
         let g = self.lock();
         ShardMeta {
@@ -125,7 +132,7 @@ impl Shard {
             epoch: g.repl.epoch,
             applied: g.written,
             applied_term: g.repl.applied_term,
-            voters: self.voters(&g),
+            members: self.members(&g),
             truncate_to: g.repl.truncate_to,
             campaign: false,
         }
@@ -182,7 +189,7 @@ impl Shards {
         let mut batch = WriteBatch::new();
         for new in initial {
             let mut repl = Replicated::new(new.shard, new.range.clone());
-            repl.voters = new.voters.clone();
+            repl.members = new.voters.clone().into();
             (repl.applied, repl.truncate_to) = (new.applied, new.applied);
             repl.applied_term = if new.applied == 0 { 0 } else { INIT_TERM };
             repl.put_shard(&mut batch);
@@ -212,6 +219,7 @@ impl Shards {
             match name {
                 n if n == SHARD => entry.0 = Some(value),
                 n if n == APPLIED => entry.1 = Some(value),
+                n if n == REMOVED => drop(map.removed.insert(ShardId(u64::from_be_bytes(*id)))),
                 n if n == INSTALLING => {
                     let id = ShardId(u64::from_be_bytes(*id));
                     let ranges = decode_mark(value).map_err(|e| OpenError::Damaged(id, e.to_string()))?;
@@ -369,6 +377,33 @@ impl Shards {
             map.insert(new);
         }
         map.insert(s);
+    }
+
+    /// Applies an entry that changes the members of a shard's group, and makes it visible.
+    ///
+    /// # Errors
+    /// As [`Shards::apply_entries`].
+    pub fn apply_members(
+        &self,
+        shard: ShardId,
+        index: LogIndex,
+        term: Term,
+        members: &Members,
+    ) -> Result<(), ApplyError> {
+        let fail = |reason: String| ApplyError { shard, index, term, reason };
+        let s = self.get(shard).ok_or_else(|| fail("no such shard on this node".into()))?;
+        let _applying = s.applying.lock().expect("nothing panics while entries are applied");
+        let mut batch = WriteBatch::new();
+        s.apply_members(index, term, members, &mut batch)?;
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.engine.write(batch).map_err(|e| {
+            s.stop(&e.to_string());
+            fail(e.to_string())
+        })?;
+        self.after_write(shard, index);
+        Ok(())
     }
 
     /// Applies entries of one shard in order, in as few batches as can be, and makes them visible. Returns the shards

@@ -3,7 +3,7 @@
 //!     Shards::snapshot ── next_chunk ──▶ (network) ──▶ Staged::append .. finish ──▶ Shards::install ──▶ file removed
 //!
 //!     chunk   version u8 | shard | index | number | last u8 | rows | (key, value)* | CRC32C of everything before
-//!     file    magic | (length u32, chunk)* | 0 u32 | length u32 | version u8, shard, index, term, voters | CRC32C
+//!     file    magic | (length u32, chunk)* | 0 u32 | length u32 | version u8, shard, index, term, members | CRC32C
 //!
 //! Rows are the engine's own, keys and values as they lie there: descriptor and progress first, then records, newest
 //! versions, history. All of one engine snapshot, so that a chunk may be made at any time later. Numbers are varints,
@@ -22,6 +22,9 @@
 //!   SN3  Installing starts over after a crash at any point, with the same result; where it was done it does nothing.
 //!   SN4  What is staged under its own name is complete, and is read and checked once more before anything is touched.
 //!
+//! Removing a replica that left its group goes the same way without (3), and leaves a mark "removed" until a snapshot brings the
+//! shard back.
+//!
 //! How it fails: [`SnapshotError`] says what the caller does. A file that has rotted, or a snapshot that SN1 refuses,
 //! touches nothing. A crash or an error in the middle leaves a shard that is not there ([`Shards::interrupted`]) until
 //! the same or a newer snapshot is installed.
@@ -32,15 +35,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use isochrone_base::codec::{DecodeError, Reader, put_bytes, put_u64};
-use isochrone_base::{Bytes, KeyRange, LogIndex, NodeId, ShardId, Term, bank};
+use isochrone_base::{Bytes, KeyRange, LogIndex, Members, ShardId, Term, bank};
 use isochrone_env::{Disk, DiskFile, OpenMode};
 use isochrone_storage::mvcc::{self, Space};
 use isochrone_storage::{ScanIter, Snapshot, WriteBatch};
 
-use crate::record::{APPLIED, INSTALLING, Replicated, SHARD};
+use crate::record::{APPLIED, INSTALLING, REMOVED, Replicated, SHARD};
 use crate::shard::Shard;
 use crate::shards::{ShardMeta, Shards};
 
+/// Version 1 of a file's description had voters in place of members.
+const META_VERSION: u8 = 2;
 const VERSION: u8 = 1;
 const MAGIC: &[u8] = b"isochrone snapshot 1\n";
 /// Extension of a file that is complete, and of one that is not.
@@ -62,8 +67,8 @@ pub struct SnapshotMeta {
     pub index: LogIndex,
     /// The term of that entry.
     pub term: Term,
-    /// The voters of the group then.
-    pub voters: Vec<NodeId>,
+    /// The members of the group then.
+    pub members: Members,
 }
 
 /// Why a snapshot could not be made, staged or installed.
@@ -204,14 +209,11 @@ fn decode_chunk(bytes: &Bytes) -> Result<Chunk, SnapshotError> {
 }
 
 fn encode_meta(meta: &SnapshotMeta) -> Vec<u8> {
-    let mut out = vec![VERSION];
+    let mut out = vec![META_VERSION];
     put_u64(&mut out, meta.shard.0);
     put_u64(&mut out, meta.index);
     put_u64(&mut out, meta.term);
-    put_u64(&mut out, meta.voters.len() as u64);
-    for node in &meta.voters {
-        put_u64(&mut out, u64::from(node.0));
-    }
+    meta.members.encode(&mut out);
     let crc = crc32c::crc32c(&out);
     out.extend_from_slice(&crc.to_be_bytes());
     out
@@ -219,13 +221,13 @@ fn encode_meta(meta: &SnapshotMeta) -> Vec<u8> {
 
 fn decode_meta(bytes: &Bytes) -> Result<SnapshotMeta, SnapshotError> {
     let mut r = Reader::new(checked(bytes)?);
-    if r.u8()? != VERSION {
+    if r.u8()? != META_VERSION {
         return damaged("version of its description");
     }
     let (shard, index, term) = (ShardId(r.u64()?), r.u64()?, r.u64()?);
-    let voters = (0..r.count(1)?).map(|_| Ok(NodeId(r.u32()?))).collect::<Result<_, DecodeError>>()?;
+    let members = Members::decode(&mut r)?;
     r.finish()?;
-    Ok(SnapshotMeta { shard, index, term, voters })
+    Ok(SnapshotMeta { shard, index, term, members })
 }
 
 /// The mark "installing": the keys that are doomed.
@@ -455,8 +457,8 @@ impl StagedReader {
             return damaged("it is not complete");
         }
         let repl = rows.finish()?;
-        let described = (repl.shard, repl.applied, repl.applied_term, &repl.voters);
-        if described != (meta.shard, meta.index, meta.term, &meta.voters) {
+        let described = (repl.shard, repl.applied, repl.applied_term, &repl.members);
+        if described != (meta.shard, meta.index, meta.term, &meta.members) {
             return damaged(format!("it holds {described:?} and is described as {meta:?}"));
         }
         Ok(StagedReader { path: path.to_path_buf(), file, meta, chunks, range: repl.range })
@@ -553,8 +555,8 @@ impl Shards {
             value.ok_or_else(|| SnapshotError::Refused(format!("shard {shard} is not complete here")))
         };
         let mut repl = Replicated::decode(shard, state(SHARD)?, state(APPLIED)?)?;
-        if repl.voters.is_empty() {
-            repl.voters = vec![self.node];
+        if repl.members.is_empty() {
+            repl.members = vec![self.node].into();
         }
         let first = [(SHARD, repl.encode_shard()), (APPLIED, repl.encode_applied())]
             .map(|(name, value)| (mvcc::state_key(shard, name).into(), value.into()));
@@ -567,7 +569,7 @@ impl Shards {
             parts.pop_front();
         }
         Ok(ShardSnapshot {
-            meta: SnapshotMeta { shard, index: repl.applied, term: repl.applied_term, voters: repl.voters },
+            meta: SnapshotMeta { shard, index: repl.applied, term: repl.applied_term, members: repl.members },
             snapshot,
             first: first.into(),
             parts,
@@ -614,6 +616,7 @@ impl Shards {
 
         let mut batch = WriteBatch::new();
         batch.delete(mvcc::state_key(shard, INSTALLING));
+        batch.delete(mvcc::state_key(shard, REMOVED));
         repl.put_shard(&mut batch);
         repl.put_applied(&mut batch);
         self.engine.write(batch)?;
@@ -630,8 +633,61 @@ impl Shards {
         new.lock().left = true; // what stands in the lock table is the old replica's
         let mut map = self.write_map();
         map.installing.remove(&shard);
+        map.removed.remove(&shard);
         map.insert(new);
         Ok(meta)
+    }
+
+    /// Removes the replica of a shard that left its group, if there is one, and remembers that it did. Nothing of it must
+    /// be applied any more. Blocks. When this returns, the engine's flush holds it.
+    ///
+    /// # Errors
+    /// `Storage`: the engine failed.
+    pub fn remove(&self, shard: ShardId) -> Result<(), SnapshotError> {
+        let _one = self.installs.lock().expect("nothing panics while a snapshot is installed");
+        let (old, doomed) = {
+            let mut map = self.write_map();
+            let old = map.by_id.get(&shard).cloned();
+            let mut doomed = map.installing.get(&shard).cloned().unwrap_or_default();
+            doomed.extend(old.as_ref().map(|s| s.range()));
+            map.installing.insert(shard, doomed.clone());
+            map.removed.insert(shard);
+            map.remove(shard);
+            (old, doomed)
+        };
+        if let Some(old) = old {
+            old.retire();
+        }
+        let mut batch = WriteBatch::new();
+        batch.delete(mvcc::state_key(shard, SHARD));
+        batch.delete(mvcc::state_key(shard, APPLIED));
+        batch.put(mvcc::state_key(shard, REMOVED), vec![VERSION]);
+        batch.put(mvcc::state_key(shard, INSTALLING), encode_mark(&doomed));
+        self.engine.write(batch)?;
+        self.clear(shard, &doomed, CLEAR_BATCH_KEYS)?;
+        let mut batch = WriteBatch::new();
+        batch.delete(mvcc::state_key(shard, INSTALLING));
+        self.engine.write(batch)?;
+        self.engine.flush()?;
+        self.write_map().installing.remove(&shard);
+        Ok(())
+    }
+
+    /// Shards that had a replica here, which left its group.
+    pub fn removed(&self) -> Vec<ShardId> {
+        self.read_map().removed.iter().copied().collect()
+    }
+
+    /// Goes on with removals that a crash interrupted. Blocks.
+    ///
+    /// # Errors
+    /// `Storage`: the engine failed.
+    pub fn finish_removals(&self) -> Result<(), SnapshotError> {
+        let half: Vec<ShardId> = {
+            let map = self.read_map();
+            map.removed.iter().filter(|s| map.installing.contains_key(s)).copied().collect()
+        };
+        half.into_iter().try_for_each(|shard| self.remove(shard))
     }
 
     /// SN1, and takes the present replica out of everybody's sight.

@@ -1,7 +1,8 @@
-//! Three nodes under a seed. Clocks run fast and slow within the bound, processes pause, messages are lost, repeated, late
+//! Three nodes, or five of which three vote, under a seed. Clocks run fast and slow within the bound, processes pause, messages are lost, repeated, late
 //! and out of order, disks are slow, nodes crash and come back with what was durable (sometimes without their log's
 //! last batch), links break; logs are truncated, so that followers need snapshots, whose installing is interrupted by
-//! crashes; leadership is handed over under load; a shard splits. In the end everything heals.
+//! crashes; leadership is handed over under load; a shard splits; with five nodes, the voters change all the time. In the end
+//! everything heals.
 //!
 //! Checked all the time: one leader per term; nobody leads in a later term while another node holds a lease (by that
 //! node's own clock); every replica applies the same entries, whether from the log or by snapshot. At the end: what was
@@ -13,6 +14,11 @@ use super::*;
 
 const RIGHT: ShardId = ShardId(8);
 const VOTERS: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
+
+fn node(i: usize) -> NodeId {
+    NodeId(i as u32 + 1)
+}
+
 const MS: u64 = 1_000_000;
 const TICK: u64 = 100 * MS;
 
@@ -20,12 +26,15 @@ const TICK: u64 = 100 * MS;
 #[derive(Clone, Default, PartialEq, Debug)]
 struct Image {
     applied: LogIndex,
+    /// Counts changes of the members.
+    epoch: u64,
+    members: Members,
     entries: Vec<(LogIndex, Term, Bytes)>,
 }
 
 impl Image {
-    fn born() -> Image {
-        Image { applied: INIT_INDEX, entries: Vec::new() }
+    fn born(members: Members, epoch: u64) -> Image {
+        Image { applied: INIT_INDEX, epoch, members, entries: Vec::new() }
     }
 
     fn has_split(&self) -> bool {
@@ -35,6 +44,8 @@ impl Image {
     fn encode(&self) -> Bytes {
         let mut out = Vec::new();
         put_u64(&mut out, self.applied);
+        put_u64(&mut out, self.epoch);
+        self.members.encode(&mut out);
         for (index, term, payload) in &self.entries {
             put_u64(&mut out, *index);
             put_u64(&mut out, *term);
@@ -45,7 +56,9 @@ impl Image {
 
     fn decode(bytes: Bytes) -> Image {
         let mut r = Reader::new(bytes);
-        let mut image = Image { applied: r.u64().unwrap(), entries: Vec::new() };
+        let (applied, epoch) = (r.u64().unwrap(), r.u64().unwrap());
+        let members = Members::decode(&mut r).unwrap();
+        let mut image = Image { applied, epoch, members, entries: Vec::new() };
         while r.remaining() > 0 {
             image.entries.push((r.u64().unwrap(), r.u64().unwrap(), r.bytes().unwrap()));
         }
@@ -120,12 +133,17 @@ impl StateMachine for Machine {
             assert_eq!(e.index, image.applied + 1, "seed {}", self.seed);
             image.applied = e.index;
             image.entries.push((e.index, e.term, e.payload.clone()));
+            if let Some(members) = &e.members {
+                (image.members, image.epoch) = (members.clone(), image.epoch + 1);
+            }
+            let (members, epoch) = (image.members.clone(), image.epoch + 1);
             if e.payload.as_ref() == b"split" {
-                let right = engine.state.entry(RIGHT).or_insert_with(Image::born);
+                let born = || Image::born(members, epoch);
+                let right = engine.state.entry(RIGHT).or_insert_with(born);
                 let campaign = matches!(self.roles.lock().unwrap().get(&shard), Some(Role::Leader(_)));
                 created.push(NewGroup {
                     shard: RIGHT,
-                    voters: VOTERS.to_vec(),
+                    members: right.members.clone(),
                     applied: right.applied,
                     applied_term: 0,
                     campaign,
@@ -159,6 +177,14 @@ impl StateMachine for Machine {
 
     fn install(&self, shard: ShardId, meta: SnapshotMeta, done: InstallDone) {
         self.jobs.lock().unwrap().push(Job { shard, meta, done, cleared: false });
+    }
+
+    fn remove(&self, shard: ShardId, done: RemoveDone) {
+        let mut engine = self.engine.lock().unwrap();
+        engine.state.remove(&shard);
+        engine.flushed.remove(&shard);
+        drop(engine);
+        done(Ok(()));
     }
 
     fn discard(&self, shard: ShardId, meta: SnapshotMeta) {
@@ -198,19 +224,25 @@ impl Machine {
         for (index, term, payload) in &image.entries {
             truth.applied(self.seed, job.shard, *index, *term, payload);
         }
-        assert_eq!(image.applied, job.meta.index);
+        assert_eq!((image.applied, &image.members), (job.meta.index, &job.meta.members));
         engine.state.insert(job.shard, image.clone());
         engine.flushed.insert(job.shard, image);
         engine.clearing = None;
         drop((truth, engine));
-        let (shard, voters) = (job.shard, job.meta.voters);
-        (job.done)(Ok(NewGroup { shard, voters, applied: job.meta.index, applied_term: 0, campaign: false }));
+        let (shard, members) = (job.shard, job.meta.members);
+        (job.done)(Ok(NewGroup {
+            shard,
+            members,
+            applied: job.meta.index,
+            applied_term: 0,
+            campaign: false,
+        }));
     }
 }
 
 enum Parcel {
     Messages(Bytes),
-    Snapshot(ShardId, SnapshotMeta, Bytes, Image),
+    Snapshot(ShardId, SnapshotMeta, Bytes, Box<Image>),
 }
 
 struct Peer {
@@ -259,6 +291,8 @@ struct World {
     parcels: Vec<(u64, usize, usize, Parcel)>,
     broken: BTreeMap<(usize, usize), u64>,
     cuts: bool,
+    /// Who shall vote.
+    wanted: BTreeSet<NodeId>,
     counts: Counts,
 }
 
@@ -270,10 +304,13 @@ struct Counts {
     leases: u64,
     cuts: u64,
     stuck: u64,
+    /// Changes of members that were applied by somebody.
+    changes: u64,
+    removed: u64,
 }
 
 impl World {
-    fn new(seed: u64) -> World {
+    fn new(seed: u64, nodes: usize) -> World {
         let random = Arc::new(SplitMix64::new(seed));
         let mut world = World {
             seed,
@@ -284,14 +321,15 @@ impl World {
             parcels: Vec::new(),
             broken: BTreeMap::new(),
             cuts: random.below(2) == 0,
+            wanted: VOTERS.into(),
             counts: Counts::default(),
         };
-        for i in 0..3 {
-            let engine = Engine {
-                state: BTreeMap::from([(SHARD, Image::born())]),
-                flushed: BTreeMap::from([(SHARD, Image::born())]),
-                ..Engine::default()
-            };
+        for i in 0..nodes {
+            let mut engine = Engine::default();
+            if i < VOTERS.len() {
+                engine.state.insert(SHARD, Image::born(VOTERS.to_vec().into(), 1));
+                engine.flushed.clone_from(&engine.state);
+            }
             let peer = world.open(i, Arc::default(), Arc::new(Mutex::new(engine)), false);
             world.peers.push(peer);
         }
@@ -299,7 +337,7 @@ impl World {
     }
 
     fn open(&self, i: usize, log: Arc<MemLog>, engine: Arc<Mutex<Engine>>, recovering: bool) -> Peer {
-        let node = VOTERS[i];
+        let node = node(i);
         let machine = Arc::new(Machine {
             seed: self.seed,
             node,
@@ -328,7 +366,7 @@ impl World {
             e.state = e.flushed.clone();
             let group = |(s, i): (&ShardId, &Image)| NewGroup {
                 shard: *s,
-                voters: VOTERS.to_vec(),
+                members: i.members.clone(),
                 applied: i.applied,
                 applied_term: i.entries.last().map_or(0, |(_, term, _)| *term),
                 campaign: false,
@@ -381,49 +419,50 @@ impl World {
         // Streams end with the process. What it said may still arrive.
         self.parcels.retain(|(_, _, to, _)| *to != i);
         self.peers[i] = self.open(i, log, engine, recovering);
-        for j in (0..3).filter(|j| *j != i) {
+        for j in (0..self.peers.len()).filter(|j| *j != i) {
             if !self.chance(4) {
-                self.peers[j].handle.peer_lost(VOTERS[i]);
-                self.peers[j].handle.unreachable(VOTERS[i]);
+                self.peers[j].handle.peer_lost(node(i));
+                self.peers[j].handle.unreachable(node(i));
             }
         }
     }
 
     fn trouble(&mut self) {
-        let i = self.random.below(3) as usize;
-        let j = (i + 1 + self.random.below(2) as usize) % 3;
+        let nodes = self.peers.len();
+        let i = self.random.below(nodes as u64) as usize;
+        let j = (i + 1 + self.random.below(nodes as u64 - 1) as usize) % nodes;
         match self.random.below(20) {
             0 => self.crash(i),
             1 => self.peers[i].paused_until = self.time + self.random.below(2_000) * MS,
             2 => drop(self.broken.insert((i, j), self.time + self.random.below(3_000) * MS)),
             3 => {
                 let until = self.time + self.random.below(4_000) * MS;
-                for k in 0..3 {
+                for k in 0..nodes {
                     self.broken.insert((i, k), until);
                     self.broken.insert((k, i), until);
                 }
             }
-            4 => self.peers[i].handle.peer_lost(VOTERS[j]),
-            5 => self.peers[i].handle.unreachable(VOTERS[j]),
+            4 => self.peers[i].handle.peer_lost(node(j)),
+            5 => self.peers[i].handle.unreachable(node(j)),
             16 | 17 => {
                 // A node falls silent, and the others notice; or it is only they who were restarted.
                 let until = self.time + self.random.below(3_000) * MS;
                 if self.chance(2) {
                     self.peers[i].paused_until = until;
                 }
-                for k in (0..3).filter(|k| *k != i) {
+                for k in (0..nodes).filter(|k| *k != i) {
                     self.broken.insert((i, k), until);
                     if self.chance(3) {
                         self.crash(k);
                     }
-                    self.peers[k].handle.peer_lost(VOTERS[i]);
+                    self.peers[k].handle.peer_lost(node(i));
                 }
             }
             6..=9 => {
                 let shard = if self.chance(2) { SHARD } else { RIGHT };
                 if let Some(Role::Leader(_)) = self.peers[i].machine.roles.lock().unwrap().get(&shard) {
                     self.counts.transfers += 1;
-                    drop(self.peers[i].handle.transfer(shard, VOTERS[j]));
+                    drop(self.peers[i].handle.transfer(shard, node(j)));
                 }
             }
             _ => {
@@ -443,7 +482,7 @@ impl World {
         if let Parcel::Snapshot(shard, ..) = &parcel {
             self.counts.snapshots += 1;
             // The sender may believe that it arrived, or that it did not.
-            self.peers[from].handle.snapshot_sent(*shard, VOTERS[to], !(lost || chaos && self.chance(8)));
+            self.peers[from].handle.snapshot_sent(*shard, node(to), !(lost || chaos && self.chance(8)));
         }
         if lost {
             return;
@@ -484,14 +523,14 @@ impl World {
             let (_, from, to, parcel) = self.parcels.swap_remove(n);
             let peer = &self.peers[to];
             match parcel {
-                Parcel::Messages(bytes) => peer.handle.deliver(VOTERS[from], bytes).unwrap(),
+                Parcel::Messages(bytes) => peer.handle.deliver(node(from), bytes).unwrap(),
                 Parcel::Snapshot(shard, meta, message, image) => {
                     let mut engine = peer.engine.lock().unwrap();
                     // One of that name may be being installed.
                     if engine.staged.contains_key(&(shard, meta.index)) {
                         continue;
                     }
-                    engine.staged.insert((shard, meta.index), image);
+                    engine.staged.insert((shard, meta.index), *image);
                     let message = wire::decode_snapshot_message(message).unwrap();
                     peer.handle.snapshot_received(shard, meta, message);
                 }
@@ -517,6 +556,8 @@ impl World {
         peer.pending.extend(out.log);
         self.counts.installed += out.installs.len() as u64;
         out.installs.into_iter().for_each(|install| install.start(&peer.inbox));
+        self.counts.removed += out.removals.len() as u64;
+        out.removals.into_iter().for_each(|removal| removal.start(&peer.inbox));
         if !chaos || self.random.below(3) == 0 {
             peer.sync(self.cuts);
         }
@@ -526,14 +567,61 @@ impl World {
         for mut s in out.snapshots {
             let image = Image::decode(s.source.next_chunk(1 << 20).unwrap().unwrap());
             let message = wire::encode_snapshot_message(&s.message);
-            let parcel = Parcel::Snapshot(s.shard, s.meta, message, image);
+            let parcel = Parcel::Snapshot(s.shard, s.meta, message, Box::new(image));
             self.post(chaos, i, s.to.0 as usize - 1, parcel);
         }
         let split = self.truth.lock().unwrap().split;
+        let nodes = self.peers.len();
         let peer = &mut self.peers[i];
         let here = peer.engine.lock().unwrap().state.len();
-        peer.doubts &= peer.store.is_doubtful() || here < 1 + usize::from(split);
+        // With changing voters it cannot know what it should hold.
+        let lacks = self.wanted.len() == 3 && nodes == 3 && here < 1 + usize::from(split);
+        peer.doubts &= peer.store.is_doubtful() || lacks;
         self.check_leases();
+    }
+
+    /// What whoever wants other voters does: asks the leaders to go on, moves leaderships, and takes replicas away that are
+    /// no part of their group any more.
+    fn change_members(&mut self, i: usize, chaos: bool) {
+        if chaos && self.chance(800) {
+            let nodes = self.peers.len() as u64;
+            self.wanted.clear();
+            while self.wanted.len() < 3 {
+                self.wanted.insert(node(self.random.below(nodes) as usize));
+            }
+        }
+        if !self.chance(12) {
+            return;
+        }
+        let peer = &self.peers[i];
+        let me = peer.machine.node;
+        let here = peer.engine.lock().unwrap().state.clone();
+        for (shard, image) in here {
+            let led = matches!(peer.machine.roles.lock().unwrap().get(&shard), Some(Role::Leader(_)));
+            let stays = image.members.voters.iter().filter(|n| self.wanted.contains(n) && **n != me);
+            if led {
+                drop(peer.handle.change_members(shard, self.wanted.iter().copied().collect()));
+                let goes = !self.wanted.contains(&me) || !image.members.voters.contains(&me);
+                if let Some(to) = stays.copied().next().filter(|_| goes && self.chance(4)) {
+                    drop(peer.handle.transfer(shard, to));
+                }
+            }
+        }
+        // Who has lost its leader, or finds itself outside, asks whoever holds the lease.
+        let j = self.random.below(self.peers.len() as u64) as usize;
+        let asked = &self.peers[j];
+        if j == i || asked.paused_until > self.time {
+            return;
+        }
+        for (shard, (term, until)) in asked.machine.leases.lock().unwrap().clone() {
+            let leads = asked.machine.roles.lock().unwrap().get(&shard) == Some(&Role::Leader(term));
+            let image = asked.engine.lock().unwrap().state.get(&shard).cloned();
+            let Some(image) = image.filter(|_| leads && asked.clock(self.time) < until) else { continue };
+            if !image.members.contains(me) {
+                let term = image.entries.last().map_or(INIT_TERM, |(_, term, _)| *term);
+                drop(peer.handle.remove(shard, (term, image.applied)));
+            }
+        }
     }
 
     /// C7, and more: while a node holds a lease by its own clock, nobody leads in a later term.
@@ -567,7 +655,9 @@ impl World {
         let mut acknowledged: BTreeSet<(ShardId, Bytes)> = BTreeSet::new();
         let mut split_asked = false;
         let mut number = 0u64;
-        for round in 0..chaos_rounds + 4_000 {
+        // A replica that comes back to a group it had left is made after ten seconds.
+        let quiet = if self.peers.len() > VOTERS.len() { 12_000 } else { 4_000 };
+        for round in 0..chaos_rounds + quiet {
             let chaos = round < chaos_rounds;
             let load = round < chaos_rounds + 2_000;
             self.time += 1_000 + self.random.below(if chaos { 10 } else { 8 } * MS);
@@ -579,9 +669,13 @@ impl World {
                 self.trouble();
             }
             self.deliver();
-            let first = self.random.below(3) as usize;
-            for i in (first..first + 3).map(|i| i % 3) {
+            let nodes = self.peers.len();
+            let first = self.random.below(nodes as u64) as usize;
+            for i in (first..first + nodes).map(|i| i % nodes) {
                 self.step(i, chaos);
+                if nodes > VOTERS.len() {
+                    self.change_members(i, chaos);
+                }
                 let roles = self.peers[i].machine.roles.lock().unwrap().clone();
                 for (shard, role) in roles {
                     let Role::Leader(term) = role else { continue };
@@ -625,39 +719,64 @@ impl World {
             return;
         }
         let states: Vec<_> = self.peers.iter().map(|p| p.engine.lock().unwrap().state.clone()).collect();
+        let wanted: Vec<NodeId> = self.wanted.iter().copied().collect();
+        for (i, state) in states.iter().enumerate().filter(|(i, _)| !self.wanted.contains(&node(*i))) {
+            assert!(state.is_empty(), "node {} has left, seed {seed}", node(i));
+        }
+        let states: Vec<_> = wanted.iter().map(|n| states[n.0 as usize - 1].clone()).collect();
+        for image in states.iter().flat_map(BTreeMap::values) {
+            assert_eq!(image.members, wanted.clone().into(), "the voters are as wished, seed {seed}");
+        }
+        self.counts.changes = states[0].values().map(|image| image.epoch).max().unwrap_or(0);
         for (i, state) in states.iter().enumerate() {
             let lengths =
                 |s: &BTreeMap<ShardId, Image>| -> Vec<_> { s.iter().map(|(s, i)| (*s, i.applied)).collect() };
             assert_eq!(lengths(state), lengths(&states[0]), "all replicas catch up, seed {seed}, node {i}");
             assert_eq!(*state, states[0], "state machine equality, seed {seed}");
         }
-        assert!(acknowledged.len() > 200, "progress, seed {seed}: {}", acknowledged.len());
+        let least = if self.peers.len() > VOTERS.len() { 20 } else { 200 };
+        assert!(acknowledged.len() > least, "progress, seed {seed}: {}", acknowledged.len());
     }
 }
 
 /// A proposal and its answer.
 type Asked = (ShardId, Bytes, oneshot::Receiver<Result<LogIndex, ProposeError>>);
 
-fn seed(seed: u64) -> Counts {
-    let mut world = World::new(seed);
+fn seed(seed: u64, nodes: usize) -> Counts {
+    let mut world = World::new(seed, nodes);
     world.run();
     world.counts
 }
 
-#[test]
-fn three_nodes_agree_whatever_happens() {
+/// What happened in some seeds.
+fn sums(seeds: std::ops::Range<u64>, nodes: usize) -> Counts {
     let mut all = Counts::default();
-    for s in 0..24 {
-        let counts = seed(s);
+    for s in seeds {
+        let counts = seed(s, nodes);
         all.snapshots += counts.snapshots;
         all.installed += counts.installed;
         all.transfers += counts.transfers;
         all.leases += counts.leases;
         all.cuts += counts.cuts;
         all.stuck += counts.stuck;
+        all.changes += counts.changes;
+        all.removed += counts.removed;
     }
+    all
+}
+
+#[test]
+fn three_nodes_agree_whatever_happens() {
+    let all = sums(0..24, 3);
     // What the run is for did happen.
     assert!(all.snapshots > 50 && all.installed > 20 && all.transfers > 50, "{all:?}");
+    assert!(all.leases > 1_000 && all.cuts > 10 && all.stuck == 0, "{all:?}");
+}
+
+#[test]
+fn c10_five_nodes_agree_while_their_voters_change() {
+    let all = sums(0..24, 5);
+    assert!(all.changes > 100 && all.removed > 50 && all.installed > 50, "{all:?}");
     assert!(all.leases > 1_000 && all.cuts > 10 && all.stuck == 0, "{all:?}");
 }
 
@@ -666,9 +785,13 @@ fn three_nodes_agree_whatever_happens() {
 fn three_nodes_agree_whatever_happens_for_long() {
     let from = std::env::var("ISOCHRONE_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1_000);
     let count = std::env::var("ISOCHRONE_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(2_000);
+    let nodes = std::env::var("ISOCHRONE_NODES").ok().and_then(|s| s.parse().ok()).unwrap_or(3);
+    isochrone_base::bank::put_back(
+        std::env::var("ISOCHRONE_BUG").ok().and_then(|b| isochrone_base::bank::find(&b)),
+    );
     let stuck = std::panic::AssertUnwindSafe(std::cell::Cell::new(0));
     let failed: Vec<u64> = (from..from + count)
-        .filter(|s| std::panic::catch_unwind(|| stuck.set(stuck.get() + seed(*s).stuck)).is_err())
+        .filter(|s| std::panic::catch_unwind(|| stuck.set(stuck.get() + seed(*s, nodes).stuck)).is_err())
         .collect();
     println!("{} stuck", stuck.get());
     assert!(failed.is_empty(), "{failed:?}");

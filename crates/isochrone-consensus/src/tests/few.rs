@@ -326,7 +326,7 @@ fn messages_wait_for_a_group_that_a_split_creates_a_moment_later() {
     let mut t = Trio::new(0);
     let new = |campaign| NewGroup {
         shard: SHARD,
-        voters: VOTERS.to_vec(),
+        members: VOTERS.to_vec().into(),
         applied: INIT_INDEX,
         applied_term: 0,
         campaign,
@@ -353,7 +353,7 @@ fn a_blank_replica_is_made_after_a_while_and_filled_by_a_snapshot() {
     let ms = t.until("an install", |t| !t.nodes[2].machine.installs.lock().unwrap().is_empty());
     assert!(ms >= 1_000, "{ms} ms: its own split may come");
     let (shard, meta, done) = t.nodes[2].machine.installs.lock().unwrap().pop().unwrap();
-    assert_eq!((meta.index, &meta.voters[..]), (INIT_INDEX + 21, &VOTERS[..]));
+    assert_eq!((meta.index, &meta.members.voters[..]), (INIT_INDEX + 21, &VOTERS[..]));
     assert_eq!(
         t.nodes[2].log.begin(SHARD),
         Some((meta.index + 1, meta.term)),
@@ -367,8 +367,8 @@ fn a_blank_replica_is_made_after_a_while_and_filled_by_a_snapshot() {
     assert!(t.status(2).installing && t.nodes[2].applied().is_empty());
     let progress = t.status(leader).followers.into_iter().find(|f| f.node == VOTERS[2]).unwrap();
     assert_eq!(progress.matched, 0, "C8");
-    let voters = meta.voters.clone();
-    done(Ok(NewGroup { shard, voters, applied: meta.index, applied_term: 0, campaign: false }));
+    let members = meta.members.clone();
+    done(Ok(NewGroup { shard, members, applied: meta.index, applied_term: 0, campaign: false }));
     t.until("the rest by the log", |t| t.nodes[2].applied().len() == 3);
     // The snapshot was of index 21; a restart goes on behind it.
     let log = t.nodes[2].log.clone();
@@ -379,7 +379,7 @@ fn a_blank_replica_is_made_after_a_while_and_filled_by_a_snapshot() {
             .store
             .create_group(NewGroup {
                 shard,
-                voters: VOTERS.to_vec(),
+                members: VOTERS.to_vec().into(),
                 applied: meta.index,
                 applied_term: 0,
                 campaign: false
@@ -398,14 +398,14 @@ fn an_installation_that_fails_leaves_a_blank_replica_that_gets_another_snapshot(
         let (.., done) = t.nodes[2].machine.installs.lock().unwrap().pop().unwrap();
         done(Err("another shard covers its keys".into()));
         t.round();
-        assert!(t.status(2).voters.is_empty());
+        assert!(t.status(2).members.is_empty());
         t.propose(leader, 2);
     }
     t.until("an install", |t| !t.nodes[2].machine.installs.lock().unwrap().is_empty());
     let (shard, meta, done) = t.nodes[2].machine.installs.lock().unwrap().pop().unwrap();
     done(Ok(NewGroup {
         shard,
-        voters: VOTERS.to_vec(),
+        members: VOTERS.to_vec().into(),
         applied: meta.index,
         applied_term: 0,
         campaign: false,
@@ -438,7 +438,7 @@ fn a_snapshot_that_raft_does_not_want_is_discarded() {
     t.for_ms(500);
     let status = t.status(leader);
     let f = (leader + 1) % 3;
-    let meta = SnapshotMeta { index: INIT_INDEX + 2, term: status.term, voters: VOTERS.to_vec() };
+    let meta = SnapshotMeta { index: INIT_INDEX + 2, term: status.term, members: VOTERS.to_vec().into() };
     let mut m = from(leader as u64 + 1, f as u64 + 1, MessageType::MsgSnapshot, status.term);
     m.set_snapshot(meta.to_raft());
     t.nodes[f].handle.snapshot_received(SHARD, meta.clone(), m.clone());
@@ -589,10 +589,10 @@ fn c9_a_log_whose_entry_is_not_the_one_that_was_applied_is_refilled() {
         let (log, now) = (t.nodes[f].log.clone(), t.nodes[f].now);
         t.nodes[f] = Node::empty(config, log, 5);
         t.nodes[f].now = now;
-        let voters = VOTERS.to_vec();
-        let new = NewGroup { shard: SHARD, voters, applied: last, applied_term, campaign: false };
+        let members = VOTERS.to_vec().into();
+        let new = NewGroup { shard: SHARD, members, applied: last, applied_term, campaign: false };
         t.nodes[f].store.create_group(new).unwrap();
-        assert_eq!(t.status(f).voters.is_empty(), !fits, "blank");
+        assert_eq!(t.status(f).members.is_empty(), !fits, "blank");
     }
     t.until("a snapshot comes", |t| !t.nodes[f].machine.installs.lock().unwrap().is_empty());
 }

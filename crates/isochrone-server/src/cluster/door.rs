@@ -151,5 +151,6 @@ async fn admin(
         api::Request::Init => unreachable!("answered above"),
         api::Request::NodeList => cluster.node_rows().await,
         api::Request::Drain { node } => cluster.drain_step(node).await,
+        api::Request::Replace { old, new } => cluster.replace_step(old, new).await,
     }
 }

@@ -31,7 +31,7 @@ const PINNED_FOR: Duration = Duration::from_secs(300);
 /// Entries that a follower may be behind and still be given the leadership.
 const BEHIND_MAX: u64 = 1_000;
 /// The shard whose leader places the others: it holds the meta range.
-const META_SHARD: ShardId = ShardId(1);
+pub(super) const META_SHARD: ShardId = ShardId(1);
 
 /// Shards whose leaders were placed by hand.
 #[derive(Default)]
@@ -52,7 +52,7 @@ impl Pins {
 }
 
 /// May this follower become the leader?
-fn is_ready(status: &GroupStatus, node: NodeId) -> bool {
+pub(super) fn is_ready(status: &GroupStatus, node: NodeId) -> bool {
     status.followers.iter().any(|f| {
         f.node == node
             && f.recently_active
@@ -97,7 +97,7 @@ impl Cluster {
         if to == self.identity.node {
             return Ok(());
         }
-        if !status.voters.contains(&to) {
+        if !status.members.voters.contains(&to) {
             return Err(Error::NoSuch(format!("node {to} has no replica of shard {shard}")));
         }
         if self.peers().get(&to).is_some_and(|p| p.news.out_of_service) {
@@ -182,14 +182,14 @@ impl Cluster {
         if status.get(&META_SHARD).and_then(|s| s.leader) != Some(me) {
             return Ok(());
         }
-        let several = status.iter().filter(|(_, s)| s.voters.len() > 1);
+        let several = status.iter().filter(|(_, s)| s.members.voters.len() > 1);
         let leaders: BTreeMap<ShardId, NodeId> =
             several.clone().filter_map(|(shard, s)| Some((*shard, s.leader?))).collect();
-        nodes.retain(|n| several.clone().any(|(_, s)| s.voters.contains(n)));
+        nodes.retain(|n| self.may_stay(*n) && several.clone().any(|(_, s)| s.members.voters.contains(n)));
         let movable = |shard: ShardId, to: NodeId| {
             let s = &status[&shard];
             let ready = s.leader != Some(me) || is_ready(s, to); // elsewhere, its leader looks
-            s.voters.contains(&to) && ready && !self.pins.is_pinned(shard, now_ns)
+            s.members.voters.contains(&to) && ready && !self.pins.is_pinned(shard, now_ns)
         };
         match next_move(&leaders, &nodes, movable) {
             None => Ok(()),
@@ -207,7 +207,7 @@ impl Cluster {
     ) -> Result<(), Error> {
         let mut result = Ok(());
         for (shard, s) in status.iter().filter(|(_, s)| s.leader == Some(self.identity.node)) {
-            if let Some(to) = nodes.iter().find(|n| is_ready(s, **n)) {
+            if let Some(to) = nodes.iter().find(|n| s.members.voters.contains(n) && is_ready(s, **n)) {
                 // One that does not move yet keeps none of the others.
                 result = result.and(self.transfer_here(*shard, *to).await);
             }

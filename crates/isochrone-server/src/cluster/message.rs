@@ -7,7 +7,7 @@
 //! Any bytes that are not a message are an error, never a panic, and never allocate more than they hold.
 
 use isochrone_base::codec::{DecodeError, Reader, put_bytes, put_ts, put_txn, put_u64};
-use isochrone_base::{Bytes, Key, KeyRange, LogIndex, NodeId, ShardId, Term, Timestamp, TxnId};
+use isochrone_base::{Bytes, Key, KeyRange, LogIndex, Members, NodeId, ShardId, Term, Timestamp, TxnId};
 use isochrone_shard::locks::Owner;
 use isochrone_shard::wire::take_lock_mode;
 use isochrone_shard::{Closed, ClosedNews};
@@ -327,8 +327,8 @@ pub struct SnapshotPart {
     pub index: LogIndex,
     /// Term of that entry.
     pub term: Term,
-    /// The shard's voters.
-    pub voters: Vec<NodeId>,
+    /// The group's members.
+    pub members: Members,
     /// Number of this part.
     pub seq: u64,
     /// The chunk, as the shard crate encodes it; for the last part Raft's message.
@@ -342,7 +342,7 @@ impl Message for SnapshotPart {
         put_u64(out, self.shard.0);
         put_u64(out, self.index);
         put_u64(out, self.term);
-        self.voters.put(out);
+        self.members.encode(out);
         put_u64(out, self.seq);
         out.push(u8::from(self.last));
         put_bytes(out, &self.body);
@@ -350,8 +350,8 @@ impl Message for SnapshotPart {
 
     fn take(r: &mut Reader) -> Result<Self, DecodeError> {
         let (shard, index, term) = (ShardId(r.u64()?), r.u64()?, r.u64()?);
-        let (voters, seq, last) = (Vec::take(r)?, r.u64()?, take_bool(r)?);
-        Ok(SnapshotPart { shard, index, term, voters, seq, last, body: r.bytes()? })
+        let (members, seq, last) = (Members::decode(r)?, r.u64()?, take_bool(r)?);
+        Ok(SnapshotPart { shard, index, term, members, seq, last, body: r.bytes()? })
     }
 }
 
@@ -362,10 +362,10 @@ pub struct ReplicaStatus {
     pub shard: ShardId,
     /// Its keys.
     pub range: KeyRange,
-    /// Counts the changes of its range.
+    /// Counts the changes of its range and of its members.
     pub epoch: u64,
-    /// The nodes with a replica.
-    pub voters: Vec<NodeId>,
+    /// The members of its group.
+    pub members: Members,
     /// Who leads it, as far as this replica knows.
     pub leader: Option<NodeId>,
     /// The term it knows of.
@@ -385,7 +385,7 @@ impl Message for ReplicaStatus {
         put_u64(out, self.shard.0);
         put_range(out, &self.range);
         put_u64(out, self.epoch);
-        self.voters.put(out);
+        self.members.encode(out);
         self.leader.put(out);
         for n in [self.term, self.first_index, self.last_index, self.applied, self.bytes] {
             put_u64(out, n);
@@ -397,7 +397,7 @@ impl Message for ReplicaStatus {
             shard: ShardId(r.u64()?),
             range: take_range(r)?,
             epoch: r.u64()?,
-            voters: Vec::take(r)?,
+            members: Members::decode(r)?,
             leader: <Option<NodeId> as Message>::take(r)?,
             term: r.u64()?,
             first_index: r.u64()?,
@@ -592,6 +592,18 @@ pub enum Ask {
         /// The shard.
         shard: ShardId,
     },
+    /// Go one step from the voters of a shard that is led there to these. Answer: nothing.
+    ChangeMembers {
+        /// The shard.
+        shard: ShardId,
+        /// Its voters in the end.
+        voters: Vec<NodeId>,
+    },
+    /// Who are the members of this shard's group, if you hold its lease? Answer: `Vec<Standing>`, of one or none.
+    Standing {
+        /// The shard.
+        shard: ShardId,
+    },
     /// Give all leaderships away. Answer: nothing.
     Drain,
     /// Which of these locks, held in the name of that node's transactions, does it not know of (any more)? Answer:
@@ -646,6 +658,15 @@ impl Message for Ask {
                 out.push(6);
                 put_u64(out, shard.0);
             }
+            Ask::ChangeMembers { shard, voters } => {
+                out.push(10);
+                put_u64(out, shard.0);
+                voters.put(out);
+            }
+            Ask::Standing { shard } => {
+                out.push(11);
+                put_u64(out, shard.0);
+            }
             Ask::Drain => out.push(7),
             Ask::Orphans { locks } => {
                 out.push(8);
@@ -679,6 +700,8 @@ impl Message for Ask {
             5 => Ask::Transfer { shard: ShardId(r.u64()?), to: take_node(r)? },
             6 => Ask::Pin { shard: ShardId(r.u64()?) },
             7 => Ask::Drain,
+            10 => Ask::ChangeMembers { shard: ShardId(r.u64()?), voters: Vec::take(r)? },
+            11 => Ask::Standing { shard: ShardId(r.u64()?) },
             8 => Ask::Orphans { locks: Vec::take(r)? },
             20 => Ask::Locks,
             21 => {
@@ -797,7 +820,7 @@ mod tests {
             shard: ShardId(7),
             index: 1_000_000,
             term: 8,
-            voters: vec![NodeId(1)],
+            members: vec![NodeId(1)].into(),
             seq: 3,
             body: Bytes::from_static(b"rows"),
             last: true,
@@ -806,7 +829,7 @@ mod tests {
             shard: ShardId(3),
             range: KeyRange::new(b"a".to_vec(), Key::new()),
             epoch: 2,
-            voters: vec![NodeId(1), NodeId(2)],
+            members: Members { learners: vec![NodeId(3)], ..vec![NodeId(1), NodeId(2)].into() },
             leader: Some(NodeId(2)),
             term: 4,
             first_index: 11,
@@ -829,6 +852,8 @@ mod tests {
             Ask::Transfer { shard: ShardId(1), to: NodeId(3) },
             Ask::Pin { shard: ShardId(1) },
             Ask::Drain,
+            Ask::ChangeMembers { shard: ShardId(9), voters: vec![NodeId(1), NodeId(70_000)] },
+            Ask::Standing { shard: ShardId(u64::MAX) },
             Ask::Orphans { locks: vec![HeldLock { txn: TxnId(7), key: b"k".to_vec() }] },
             Ask::Locks,
             Ask::Waits { txns: vec![TxnId(7), TxnId(u128::MAX)] },

@@ -7,6 +7,7 @@
 //!     liveness   records of nodes in the system keys; schema leases
 //!     snapshots  snapshots of shards, sent and received
 //!     leaders    leaderships: moved, spread evenly, given away before a stop
+//!     members    which nodes hold the shards: one takes another's place
 //!     deadlocks  cycles of transactions that wait for each other at several nodes
 //!     clocks     clocks of other nodes, measured; out of service with a wrong one
 //!
@@ -23,6 +24,7 @@ pub mod deadlocks;
 pub mod door;
 pub mod leaders;
 pub mod liveness;
+pub mod members;
 pub mod message;
 pub mod router;
 pub mod snapshots;
@@ -126,6 +128,8 @@ pub struct Cluster {
     pub(crate) incoming: Incoming,
     pub(crate) pins: Pins,
     pub(crate) clocks: Clocks,
+    /// Who shall hold the shards, as it was read last where the meta range is led.
+    wished: Mutex<Option<Vec<NodeId>>>,
     pub(crate) services: OnceLock<Weak<Services>>,
     store: OnceLock<Weak<Store>>,
     runtime: tokio::runtime::Handle,
@@ -169,6 +173,7 @@ impl Cluster {
             incoming: parts.incoming,
             pins: Pins::default(),
             clocks: parts.clocks,
+            wished: Mutex::default(),
             services: OnceLock::new(),
             store: OnceLock::new(),
             runtime: tokio::runtime::Handle::current(),
@@ -509,6 +514,10 @@ impl Cluster {
                 encode(self.local.clear_range(&range).await.map_err(crate::services::error))
             }
             Ask::Transfer { shard, to } => encode(self.transfer_here(shard, to).await),
+            Ask::ChangeMembers { shard, voters } => encode(self.change_members_here(shard, voters).await),
+            Ask::Standing { shard } => {
+                encode(self.standing(shard).await.map(|s| s.into_iter().collect::<Vec<_>>()))
+            }
             Ask::Pin { shard } => {
                 self.pins.pin(shard, self.env.clock.monotonic_ns());
                 encode(Ok(()))

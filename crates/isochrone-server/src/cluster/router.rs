@@ -86,7 +86,8 @@ impl Routes {
         for start in overlapping {
             self.by_start.remove(&start);
         }
-        let ReplicaStatus { shard, range, epoch, voters, leader, .. } = heard;
+        let ReplicaStatus { shard, range, epoch, members, leader, .. } = heard;
+        let voters = members.voting();
         self.by_start.insert(range.start, Route { shard, end: range.end, epoch, voters, leader });
     }
 }

@@ -99,10 +99,10 @@ impl Incoming {
             return receiving.staged.append(&part.body).map(|()| None).map_err(|e| e.to_string());
         }
         let receiving = all.remove(&part.shard).expect("found just now");
-        let SnapshotPart { shard, index, term, voters, body, .. } = part;
-        let staged = isochrone_shard::SnapshotMeta { shard, index, term, voters: voters.clone() };
+        let SnapshotPart { shard, index, term, members, body, .. } = part;
+        let staged = isochrone_shard::SnapshotMeta { shard, index, term, members: members.clone() };
         receiving.staged.finish(&staged).map_err(|e| e.to_string())?;
-        Ok(Some((SnapshotMeta { index, term, voters }, body)))
+        Ok(Some((SnapshotMeta { index, term, members }, body)))
     }
 }
 
@@ -180,7 +180,7 @@ async fn send(network: &dyn Network, out: OutgoingSnapshot) -> Result<usize, Str
             shard,
             index: meta.index,
             term: meta.term,
-            voters: meta.voters.clone(),
+            members: meta.members.clone(),
             seq,
             body,
             last,

@@ -542,7 +542,7 @@ fn truncation_is_agreed_on_and_monotone() {
     for lose in [false, true] {
         assert_eq!(state(&w, LEFT).truncate_to, last - 3);
         let meta = w.shards.list().into_iter().find(|m| m.shard == LEFT).unwrap();
-        assert_eq!((meta.truncate_to, meta.voters), (last - 3, VOTERS.to_vec()));
+        assert_eq!((meta.truncate_to, meta.members), (last - 3, VOTERS.to_vec().into()));
         w.restart(lose, &[]);
     }
     let at = state(&w, LEFT).applied + 1;
@@ -573,7 +573,7 @@ fn splits_look_the_same_on_every_replica() {
     assert_eq!(created.len(), 1);
     let new = &created[0];
     assert_eq!((new.shard, &new.range, new.epoch), (ShardId(3), &KeyRange::new("e", "m"), 2));
-    assert_eq!((new.applied, &new.voters[..], new.campaign), (INIT_INDEX, &VOTERS[..], false));
+    assert_eq!((new.applied, &new.members.voters[..], new.campaign), (INIT_INDEX, &VOTERS[..], false));
     assert_eq!(f.shards.get(ShardId(3)).unwrap().state().applied_term, INIT_TERM);
     let left = |engine: &MemEngine| {
         let mine = |key: &[u8]| {

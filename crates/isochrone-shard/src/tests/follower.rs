@@ -303,7 +303,7 @@ fn idle_shards_are_quiet_until_somebody_wants_them() {
     assert!(entries() > before);
     // A shard without other replicas has nobody to tell.
     let s = w.shards.get(RIGHT).unwrap();
-    s.lock().repl.voters = vec![LEADER];
+    s.lock().repl.members = vec![LEADER].into();
     w.put(3, "z", "x");
     for _ in 0..100 {
         w.pass(50);

@@ -118,7 +118,7 @@ fn same(w: &World, shard: ShardId, shards: &Shards, engine: &dyn Engine) {
         (a.range, a.epoch, a.applied, a.applied_term, a.floor, a.closed, a.resolved, a.gc_threshold),
         (b.range, b.epoch, b.applied, b.applied_term, b.floor, b.closed, b.resolved, b.gc_threshold)
     );
-    assert_eq!((a.read_limit, a.voters, a.truncate_to), (b.read_limit, b.voters, b.truncate_to));
+    assert_eq!((a.read_limit, a.members, a.truncate_to), (b.read_limit, b.members, b.truncate_to));
     let records = |s: &Shards| s.records(10_000).into_iter().filter(|r| r.shard == shard).collect::<Vec<_>>();
     assert_eq!(records(shards), records(&w.shards));
     assert_eq!(
@@ -250,7 +250,10 @@ fn what_is_installed_is_what_was_exported() {
         let shards = open_shards(engine.clone());
         let right = rows(&*engine, RIGHT, &KeyRange::new("m", ""));
         let meta = shards.install(&staged).unwrap();
-        assert_eq!((meta.shard, meta.applied, &meta.voters[..]), (LEFT, staged.meta().index, &VOTERS[..]));
+        assert_eq!(
+            (meta.shard, meta.applied, &meta.members.voters[..]),
+            (LEFT, staged.meta().index, &VOTERS[..])
+        );
         assert!(shards.interrupted().is_empty());
         same(&w, LEFT, &shards, &*engine);
         let newest = w.shards.get(LEFT).unwrap().lock().repl.newest;

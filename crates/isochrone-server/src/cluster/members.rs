@@ -1,0 +1,269 @@
+//! Which nodes hold the shards: a node takes the place of another, and replicas that left their groups are removed.
+//!
+//!     isochrone node replace 3 4 ──▶ the wish, a system key: voters 1 2 4
+//!                                        │ read once a second where the meta range is led
+//!                                        ▼
+//!     each shard's leader goes one step on (crate consensus, module `membership`); one that leaves moves its leadership first
+//!
+//! The wish outlives everybody: whoever leads the meta range next goes on with it. All shards have the same voters, but for the time
+//! between. A node whose replica left its group is not told so by Raft: a replica without a leader, or one that does
+//! not find itself among the members, asks the leaseholder, once a second, and is removed by its word.
+//!
+//! How it fails: while the new node is not there, or the shard has no quorum, nothing moves and nothing is lost; the wish can be
+//! replaced by another at any time.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use isochrone_api as api;
+use isochrone_base::codec::{DecodeError, Reader, put_u64};
+use isochrone_base::{LogIndex, Members, NodeId, ShardId, Term, keyspace};
+use isochrone_consensus::Step;
+use isochrone_txn::kv::{Error, Lock, TxnOptions};
+
+use super::Cluster;
+use super::leaders::{META_SHARD, is_ready};
+use super::message::{Ask, Message, ReplicaStatus};
+
+/// Longest wait for a leader's step.
+const STEP_WAIT_MAX: Duration = Duration::from_secs(6);
+/// Longest wait for a leaseholder's word.
+const ASK_WAIT_MAX: Duration = Duration::from_secs(2);
+/// Attempts to read or write the wish.
+const ATTEMPTS_MAX: u32 = 5;
+
+/// What a leaseholder says of its group.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Standing {
+    /// Its members.
+    pub members: Members,
+    /// The last entry applied there: its term and index.
+    pub applied: (Term, LogIndex),
+}
+
+impl Message for Standing {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.members.encode(out);
+        put_u64(out, self.applied.0);
+        put_u64(out, self.applied.1);
+    }
+
+    fn take(r: &mut Reader) -> Result<Self, DecodeError> {
+        Ok(Standing { members: Members::decode(r)?, applied: (r.u64()?, r.u64()?) })
+    }
+}
+
+fn decode(value: &isochrone_base::Value) -> Result<Vec<NodeId>, Error> {
+    Vec::decode(value.clone()).map_err(|e| Error::Internal(format!("the wished voters: {e}")))
+}
+
+/// `old`'s place for `new`. `None`: it is so already.
+fn replaced(now: &[NodeId], old: NodeId, new: NodeId) -> Result<Option<Vec<NodeId>>, String> {
+    match (now.contains(&old), now.contains(&new)) {
+        (true, false) => {
+            let mut wish: Vec<NodeId> = now.iter().map(|n| if *n == old { new } else { *n }).collect();
+            wish.sort_unstable();
+            Ok(Some(wish))
+        }
+        (false, true) => Ok(None),
+        (true, true) => Err(format!("node {new} holds the shards already; name a node that holds none")),
+        (false, false) => Err(format!("node {old} holds no shards; `isochrone node ls` shows who does")),
+    }
+}
+
+/// Of each shard, the account that knows most.
+fn freshest(all: Vec<ReplicaStatus>) -> BTreeMap<ShardId, ReplicaStatus> {
+    let mut known: BTreeMap<ShardId, ReplicaStatus> = BTreeMap::new();
+    for r in all {
+        match known.get(&r.shard) {
+            Some(k) if (k.epoch, k.term, k.applied) >= (r.epoch, r.term, r.applied) => {}
+            _ => drop(known.insert(r.shard, r)),
+        }
+    }
+    known
+}
+
+impl Cluster {
+    /// May this node be given leaderships, as far as was seen where the meta range is led? Not one that leaves.
+    pub(super) fn may_stay(&self, node: NodeId) -> bool {
+        let wished = self.wished.lock().expect("nothing panics while it is held");
+        wished.as_ref().is_none_or(|wish| wish.contains(&node))
+    }
+
+    /// Who shall vote in every shard. `None`: nobody ever wished for others than the first.
+    async fn wish(&self) -> Result<Option<Vec<NodeId>>, Error> {
+        let store = self.store()?;
+        let (backoff, options) =
+            (store.coordinator().backoff(), TxnOptions { read_only: true, ..TxnOptions::default() });
+        isochrone_txn::retry::retry(&*store, backoff, &options, ATTEMPTS_MAX, |mut txn| async move {
+            let value = txn.get(&keyspace::wished_voters_key(), Lock::None).await?;
+            txn.commit().await?;
+            value.as_ref().map(decode).transpose()
+        })
+        .await
+    }
+
+    /// Wishes for `new` in `old`'s place; `NoSuch` where that makes no sense. `first`: who votes when there was no wish yet.
+    async fn wish_for(&self, old: NodeId, new: NodeId, first: &[NodeId]) -> Result<Vec<NodeId>, Error> {
+        let store = self.store()?;
+        let (backoff, options) = (store.coordinator().backoff(), TxnOptions::default());
+        isochrone_txn::retry::retry(&*store, backoff, &options, ATTEMPTS_MAX, |mut txn| async move {
+            let key = keyspace::wished_voters_key();
+            let now = match txn.get(&key, Lock::None).await? {
+                Some(value) => decode(&value)?,
+                None => first.to_vec(),
+            };
+            let Some(wish) = replaced(&now, old, new).map_err(Error::NoSuch)? else {
+                txn.rollback();
+                return Ok(now);
+            };
+            txn.put(key, Some(wish.encode().into()))?;
+            txn.commit().await?;
+            Ok(wish)
+        })
+        .await
+    }
+
+    /// One step towards the wish, for every shard; to be called about once a second. Does nothing where the meta range is
+    /// not led.
+    pub async fn place_replicas(&self) -> Result<(), Error> {
+        if !self.local.shards().get(META_SHARD).is_some_and(|s| s.leads()) {
+            return Ok(());
+        }
+        let wish = self.wish().await?;
+        self.wished.lock().expect("nothing panics while it is held").clone_from(&wish);
+        let Some(wish) = wish else { return Ok(()) };
+        let all = freshest(self.services()?.replicas_of_all().await?);
+        let wished = Members::from(wish.clone());
+        let steps = all.values().filter(|r| r.members != wished).map(|r| {
+            let (shard, wish) = (r.shard, wish.clone());
+            async move {
+                let step = match r.leader {
+                    Some(leader) if leader == self.identity.node => {
+                        self.change_members_here(shard, wish).await
+                    }
+                    Some(leader) => {
+                        let ask = Ask::ChangeMembers { shard, voters: wish };
+                        self.ask::<()>(leader, &ask, STEP_WAIT_MAX).await
+                    }
+                    None => return,
+                };
+                if let Err(error) = step {
+                    tracing::debug!(%shard, %error, "the shard's members do not change now; tried again");
+                }
+            }
+        });
+        futures_util::future::join_all(steps).await;
+        Ok(())
+    }
+
+    /// One step of a group that is led here.
+    pub(crate) async fn change_members_here(&self, shard: ShardId, wish: Vec<NodeId>) -> Result<(), Error> {
+        let gone = || Error::Unavailable("the store loop has ended".into());
+        let step = self.groups.change_members(shard, wish.clone()).await.map_err(|_| gone())?;
+        match step.map_err(Error::Unavailable)? {
+            Step::Done => Ok(()),
+            Step::UnderWay(what) => {
+                tracing::debug!(%shard, what, "the shard's members change");
+                Ok(())
+            }
+            Step::LeadElsewhere => {
+                let status = self.groups.status().await.map_err(|_| gone())?;
+                let Some(status) = status.get(&shard) else { return Ok(()) };
+                let stays = |n: &&NodeId| status.members.voters.contains(n) && is_ready(status, **n);
+                match wish.iter().filter(|n| **n != self.identity.node).find(stays) {
+                    Some(to) => self.transfer_here(shard, *to).await,
+                    None => Err(Error::Unavailable(format!("nobody can lead shard {shard} instead now"))),
+                }
+            }
+        }
+    }
+
+    /// What this node, if it holds the lease of a shard's group, knows of it.
+    pub(crate) async fn standing(&self, shard: ShardId) -> Result<Option<Standing>, Error> {
+        let Some(here) = self.local.shards().get(shard) else { return Ok(None) };
+        let meta = here.describe();
+        let standing = Standing { members: meta.members, applied: (meta.applied_term, meta.applied) };
+        // The lease is looked at last: so it was so at some moment since the question came.
+        let status = self.groups.status().await;
+        let status = status.map_err(|_| Error::Unavailable("the store loop has ended".into()))?;
+        let leases =
+            status.get(&shard).is_some_and(|s| s.leading && s.lease_until_ns > self.env.clock.monotonic_ns());
+        Ok(Some(standing).filter(|_| leases))
+    }
+
+    /// Removes replicas of groups that this node is no part of any more; to be called about once a second.
+    pub async fn retire_replicas(&self) {
+        if self.identity.is_alone() {
+            return;
+        }
+        let Ok(status) = self.groups.status().await else { return };
+        let me = self.identity.node;
+        for (shard, group) in status {
+            if group.leading || (group.leader.is_some() && group.members.contains(me)) {
+                continue;
+            }
+            let others = self.live().into_iter().filter(|n| *n != me);
+            let ask = Ask::Standing { shard };
+            let asked = others.map(|n| self.ask::<Vec<Standing>>(n, &ask, ASK_WAIT_MAX));
+            let answers = futures_util::future::join_all(asked).await;
+            let word = answers.into_iter().filter_map(|a| a.ok()?.pop()).max_by_key(|s| s.applied);
+            let Some(word) = word.filter(|s| !s.members.contains(me)) else { continue };
+            // From now on this node has to ask for these keys elsewhere.
+            if let Ok(services) = self.services()
+                && let Ok(all) = services.replicas_of_all().await
+            {
+                self.router.hear(all.into_iter().filter(|r| !r.members.contains(me)).collect());
+            }
+            if let Ok(Err(why)) = self.groups.remove(shard, word.applied).await {
+                tracing::debug!(%shard, why, "a replica that left its group stays for now");
+            }
+        }
+    }
+
+    /// `isochrone node replace`: one look, asked for again and again.
+    pub(crate) async fn replace_step(&self, old: NodeId, new: NodeId) -> api::Response {
+        match self.replace(old, new).await {
+            Ok(0) => api::Response::Replaced,
+            Ok(shards_left) => api::Response::Replacing { shards_left },
+            // Asking again may help.
+            Err(error @ Error::Unavailable(_)) => {
+                tracing::info!(%error, "no progress with replacing a node");
+                api::Response::Replacing { shards_left: u32::MAX }
+            }
+            Err(error) => api::Response::Error { message: error.to_string() },
+        }
+    }
+
+    async fn replace(&self, old: NodeId, new: NodeId) -> Result<u32, Error> {
+        if self.identity.is_alone() {
+            let why = "the shards of a node that is alone cannot be moved yet";
+            return Err(Error::NoSuch(why.into()));
+        }
+        if !self.live().contains(&new) {
+            return Err(Error::NoSuch(format!(
+                "node {new} cannot be reached; start it with --join first (`isochrone node ls` shows who is there)"
+            )));
+        }
+        let all = freshest(self.services()?.replicas_of_all().await?);
+        let Some(meta) = all.get(&META_SHARD) else {
+            return Err(Error::Unavailable("the meta range cannot be reached".into()));
+        };
+        let wished = Members::from(self.wish_for(old, new, &meta.members.voters).await?);
+        Ok(all.values().filter(|r| r.members != wished).count() as u32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_given_to_a_node_that_has_none() {
+        let nodes = |list: &[u32]| list.iter().map(|n| NodeId(*n)).collect::<Vec<_>>();
+        let replaced = |now: &[u32], old, new| replaced(&nodes(now), NodeId(old), NodeId(new));
+        assert_eq!(replaced(&[1, 2, 3], 2, 4), Ok(Some(nodes(&[1, 3, 4]))));
+        assert_eq!(replaced(&[1, 3, 4], 2, 4), Ok(None));
+        assert!(replaced(&[1, 2, 3], 2, 3).is_err() && replaced(&[1, 2, 3], 4, 5).is_err());
+    }
+}
