@@ -54,7 +54,7 @@ pub enum NodeCommand {
     },
     /// Gives the replicas of a node to another one, shard by shard, while both serve; the old one may be lost for good.
     ///
-    ///   isochrone start --data-dir /data/4 --join 127.0.0.1:7433      a new node, which holds nothing
+    ///   isochrone start --data n4 --cluster 127.0.0.1:7436 --join 127.0.0.1:7433      a new node
     ///   isochrone node replace 3 4 --cluster 127.0.0.1:7433
     ///
     /// Shows how many shards are left to move. Giving up does not stop it: the cluster goes on by itself. Exit code 0 when all

@@ -99,7 +99,8 @@ pub(crate) fn next(
     if voters == *wanted {
         return Next::Done;
     }
-    if !wanted.contains(&me) {
+    // Where nobody of the voters stays, the new ones have to be there before one of them can lead.
+    if !wanted.contains(&me) && !voters.is_disjoint(wanted) {
         return Next::LeadElsewhere;
     }
     for new in wanted.difference(&voters) {
@@ -282,6 +283,16 @@ mod tests {
         assert!(matches!(walk(&all, &set(&[1, 2, 4]), 3).1, Next::LeadElsewhere));
         let joint = Members { voters: nodes(&[1, 2, 4]), outgoing: nodes(&[1, 2, 3]), learners: vec![] };
         assert!(matches!(walk(&joint, &set(&[1, 2, 4]), 3).1, Next::LeadElsewhere));
+    }
+
+    #[test]
+    fn all_voters_at_once_are_replaced_too() {
+        let (way, end) = walk(&nodes(&[1, 2, 3]).into(), &set(&[4, 5, 6]), 1);
+        let joint = way.last().unwrap();
+        assert!(matches!(end, Next::LeadElsewhere) && joint.is_joint());
+        let (way, end) = walk(joint, &set(&[4, 5, 6]), 4);
+        assert!(matches!(end, Next::Done));
+        assert_eq!(way.last(), Some(&nodes(&[4, 5, 6]).into()));
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //!
 //! Between nodes: [`wire`] carries requests and answers of [`api::ShardClient`], [`snapshot`] a replica's whole state.
 //!
-//! Missing: merges, changes of a shard's voters.
+//! Missing: merges.
 #![forbid(unsafe_code)]
 
 pub mod api;

@@ -119,11 +119,6 @@ impl Map {
 }
 
 impl Shard {
-    /// What the log layer needs to know of it.
-    pub fn describe(&self) -> ShardMeta {
-        self.meta()
-    }
-
     pub(crate) fn meta(&self) -> ShardMeta {
         let g = self.lock();
         ShardMeta {

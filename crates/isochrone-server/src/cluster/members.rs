@@ -127,7 +127,8 @@ impl Cluster {
     /// One step towards the wish, for every shard; to be called about once a second. Does nothing where the meta range is
     /// not led.
     pub async fn place_replicas(&self) -> Result<(), Error> {
-        if !self.local.shards().get(META_SHARD).is_some_and(|s| s.leads()) {
+        let leads = |s: std::sync::Arc<isochrone_shard::Shard>| s.leads();
+        if self.identity.is_alone() || !self.local.shards().get(META_SHARD).is_some_and(leads) {
             return Ok(());
         }
         let wish = self.wish().await?;
@@ -182,8 +183,8 @@ impl Cluster {
     /// What this node, if it holds the lease of a shard's group, knows of it.
     pub(crate) async fn standing(&self, shard: ShardId) -> Result<Option<Standing>, Error> {
         let Some(here) = self.local.shards().get(shard) else { return Ok(None) };
-        let meta = here.describe();
-        let standing = Standing { members: meta.members, applied: (meta.applied_term, meta.applied) };
+        let state = here.state_light();
+        let standing = Standing { members: state.members, applied: (state.applied_term, state.applied) };
         // The lease is looked at last: so it was so at some moment since the question came.
         let status = self.groups.status().await;
         let status = status.map_err(|_| Error::Unavailable("the store loop has ended".into()))?;

@@ -277,6 +277,49 @@ fn what_is_installed_is_what_was_exported() {
 }
 
 #[test]
+fn a_removal_goes_on_after_a_crash_and_a_snapshot_brings_the_shard_back() {
+    let (keys, mut half, mut done) = (KeyRange::new("", "m"), 0, 0);
+    for seed in 0..20 {
+        let w = past(&SplitMix64::new(seed));
+        let staged = open_staged(&w.shards, LEFT, 1 << 20);
+        for crash_after in 0.. {
+            let mem = MemEngine::new();
+            older(&w, &mem, &SplitMix64::new(seed));
+            let open = || -> Arc<dyn Engine> { Arc::new(mem.clone()) };
+            let (before, right) = (rows(&mem, LEFT, &keys), rows(&mem, RIGHT, &KeyRange::new("m", "")));
+            let was_here = open_shards(open()).get(LEFT).is_some();
+            let shards = open_shards(Fragile::new(open(), crash_after, seed + crash_after));
+            let removed = shards.remove(LEFT);
+            assert!(shards.get(LEFT).is_none(), "not in sight");
+            drop(shards);
+            mem.crash();
+            let shards = open_shards(open());
+            if shards.removed().is_empty() {
+                assert!(removed.is_err(), "it was flushed");
+                assert_eq!((shards.get(LEFT).is_some(), rows(&mem, LEFT, &keys)), (was_here, before));
+            } else {
+                half += usize::from(!shards.interrupted().is_empty());
+                shards.finish_removals().unwrap();
+                assert!(shards.get(LEFT).is_none() && shards.interrupted().is_empty());
+                let left = rows(&mem, LEFT, &keys).into_iter().filter(|(key, _)| key[0] != b'a');
+                assert_eq!(left.count(), 0, "nothing but the mark");
+            }
+            assert_eq!(rows(&mem, RIGHT, &KeyRange::new("m", "")), right);
+            shards.install(&staged).unwrap();
+            assert!(shards.removed().is_empty());
+            same(&w, LEFT, &shards, &mem);
+            drop(shards);
+            assert!(open_shards(open()).removed().is_empty());
+            if removed.is_ok() {
+                done += 1;
+                break;
+            }
+        }
+    }
+    assert!(half > 20 && done == 20, "{half} half way, {done} done");
+}
+
+#[test]
 fn a_crash_at_any_point_starts_over() {
     let (mut interrupted, mut batches) = (0, 0);
     for seed in 0..40 {
