@@ -584,7 +584,9 @@ impl Replica {
         }
         let hs = self.raft.raft.hard_state();
         let hs = HardState { term: hs.term, vote: hs.vote, commit: hs.commit };
-        if ready.hs().is_some() || self.installing.is_some() {
+        // C10: with a change of members goes what is known to be committed.
+        let changes = ready.entries().iter().any(|e| e.get_entry_type() != EntryType::EntryNormal);
+        if ready.hs().is_some() || self.installing.is_some() || changes {
             self.raft.mut_store().set_hard_state(hs);
             if must_sync && !bank::has("vote-not-durable") {
                 batch.hard_states.push((self.shard, hs));

@@ -322,6 +322,36 @@ fn a_transfer_that_fails_ends_in_a_new_term_of_the_same_leader() {
 }
 
 #[test]
+fn c10_whoever_holds_a_change_knows_that_the_one_before_is_committed() {
+    let log: Arc<MemLog> = Arc::default();
+    let mut node = Node::open(NodeId(1), &VOTERS, log.clone(), INIT_INDEX, 3);
+    let change = |index: LogIndex, bytes: &'static [u8]| {
+        let mut append = from(2, 1, MessageType::MsgAppend, 6);
+        (append.index, append.log_term, append.commit) = (index - 1, 6, index - 1);
+        let mut entry = Entry { index, term: 6, data: Bytes::from_static(bytes), ..Entry::default() };
+        entry.set_entry_type(raft::eraftpb::EntryType::EntryConfChangeV2);
+        append.entries = vec![entry].into();
+        append
+    };
+    // Learner 4; then 1, 2 and 4 with 1, 2 and 3.
+    let mut learner = change(INIT_INDEX + 1, &[0x12, 4, 0x08, 2, 0x10, 4]);
+    learner.log_term = INIT_TERM;
+    node.hear(learner);
+    let mut heartbeat = from(2, 1, MessageType::MsgHeartbeat, 6);
+    (heartbeat.commit, heartbeat.context) = (INIT_INDEX + 1, 7u64.to_be_bytes().to_vec().into());
+    node.hear(heartbeat);
+    let mut status = node.handle.status();
+    node.step();
+    let status = status.try_recv().unwrap().remove(&SHARD).unwrap();
+    assert_eq!((status.applied, status.members.learners), (INIT_INDEX + 1, vec![NodeId(4)]));
+    node.hear(change(INIT_INDEX + 2, &[0x08, 2, 0x12, 2, 0x10, 4, 0x12, 4, 0x08, 1, 0x10, 3]));
+    // It starts again with a state from before both.
+    drop(node);
+    let held = log.hard_state(SHARD).unwrap();
+    assert_eq!((log.bounds(SHARD).unwrap().1, held.commit), (INIT_INDEX + 2, INIT_INDEX + 1));
+}
+
+#[test]
 fn messages_wait_for_a_group_that_a_split_creates_a_moment_later() {
     let mut t = Trio::new(0);
     let new = |campaign| NewGroup {
