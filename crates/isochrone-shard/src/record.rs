@@ -347,7 +347,7 @@ mod tests {
         v2[0] = 2;
         let r = Replicated::decode(new.shard, v2.into(), new.encode_applied().into()).unwrap();
         assert_eq!((r.members, r.truncate_to), (new.members.voters.clone().into(), 99));
-        for version in [0, 3] {
+        for version in [0, DESCRIPTOR_VERSION + 1] {
             let mut bad = new.encode_shard();
             bad[0] = version;
             assert!(Replicated::decode(ShardId(7), bad.into(), new.encode_applied().into()).is_err());
