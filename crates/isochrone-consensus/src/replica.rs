@@ -253,6 +253,9 @@ impl Replica {
         if !self.single_voter && (!self.fresh || self.lacks_acknowledged() || self.is_blank()) {
             return Ok(()); // it may have promised: it takes its turn
         }
+        if !self.raft.store().members().voters.contains(&env.config.node) {
+            return Ok(()); // a split behind the entry by which this node left
+        }
         let shape = self.shape();
         self.raft.campaign().map_err(|e| format!("shard {}: {e}", self.shard))?;
         self.hurry = HURRY_MAX;

@@ -131,13 +131,15 @@ impl StateMachine for Machine {
             self.truth.lock().unwrap().applied(self.seed, shard, e.index, e.term, &e.payload);
             let image = engine.state.get_mut(&shard).expect("applied to a shard that is here");
             assert_eq!(e.index, image.applied + 1, "seed {}", self.seed);
+            // A split that was asked for twice cuts once.
+            let splits = e.payload.as_ref() == b"split" && !image.has_split();
             image.applied = e.index;
             image.entries.push((e.index, e.term, e.payload.clone()));
             if let Some(members) = &e.members {
                 (image.members, image.epoch) = (members.clone(), image.epoch + 1);
             }
             let (members, epoch) = (image.members.clone(), image.epoch + 1);
-            if e.payload.as_ref() == b"split" {
+            if splits {
                 let born = || Image::born(members, epoch);
                 let right = engine.state.entry(RIGHT).or_insert_with(born);
                 let campaign = matches!(self.roles.lock().unwrap().get(&shard), Some(Role::Leader(_)));
