@@ -46,6 +46,9 @@ impl Members {
 
     /// Everybody who votes, of now and of before.
     pub fn voting(&self) -> Vec<NodeId> {
+        if !self.is_joint() {
+            return self.voters.clone();
+        }
         let mut all = [&self.voters[..], &self.outgoing].concat();
         all.sort_unstable();
         all.dedup();

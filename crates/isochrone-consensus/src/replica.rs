@@ -649,14 +649,14 @@ impl Replica {
 
     fn apply(&mut self, committed: Vec<Entry>, env: &Env) -> Result<Vec<NewGroup>, ApplyError> {
         let shard = self.shard;
-        let mut members = self.raft.store().members().clone();
+        let mut members = None;
         let mut changes = Vec::new();
         let mut entries = Vec::with_capacity(committed.len());
         for e in committed {
-            let change = self.change_in(&e, &members)?;
+            let change = self.change_in(&e, members.as_ref().unwrap_or(self.raft.store().members()))?;
             let changed = change.map(|(change, new)| {
                 changes.push(change);
-                members.clone_from(&new);
+                members = Some(new.clone());
                 new
             });
             let payload = to_log_entry(&e).payload;
@@ -673,7 +673,9 @@ impl Replica {
         self.applied = last;
         self.raft.mut_store().set_applied(last);
         // Behind the state machine: what Raft says because of it may need a snapshot, which shall know it.
-        self.raft.mut_store().set_members(members);
+        if let Some(members) = members {
+            self.raft.mut_store().set_members(members);
+        }
         let mut in_raft = None;
         for change in &changes {
             let conf = self.raft.apply_conf_change(change);
