@@ -17,6 +17,7 @@ use isochrone_txn::{NodeServices, Store};
 use isochrone_wal::{Kind, LogReader};
 
 use crate::cluster::Cluster;
+use crate::cluster::members::freshest;
 use crate::cluster::message::{Ask, ReplicaStatus};
 use crate::node::{leave_no_gap, write_meta};
 
@@ -284,21 +285,13 @@ impl NodeServices for Services {
 
     fn shards<'a>(&'a self, range: KeyRange) -> BoxFuture<'a, Result<Vec<ShardInfo>, Error>> {
         Box::pin(async move {
-            let mut known: BTreeMap<ShardId, ReplicaStatus> = BTreeMap::new();
             let mut all = self.replicas_here(true).await?;
-            if all.is_empty() {
+            if !leave_no_gap(all.iter().map(|r| &r.range)) {
                 let others = self.ask_all::<Vec<ReplicaStatus>>(Ask::Replicas { bytes: true }).await;
-                all = others.into_iter().flat_map(|(_, r)| r).collect();
-            }
-            for r in all {
-                // Of two accounts, the one that knows more of the log.
-                let newer = known.get(&r.shard).is_none_or(|k| (k.epoch, k.applied) < (r.epoch, r.applied));
-                if newer {
-                    known.insert(r.shard, r);
-                }
+                all.extend(others.into_iter().flat_map(|(_, r)| r));
             }
             let mut shards: Vec<ReplicaStatus> =
-                known.into_values().filter(|r| r.range.overlaps(&range)).collect();
+                freshest(all).into_values().filter(|r| r.range.overlaps(&range)).collect();
             shards.sort_by(|a, b| a.range.start.cmp(&b.range.start));
             let info = |r: ReplicaStatus| ShardInfo {
                 shard: r.shard,

@@ -72,7 +72,7 @@ fn replaced(now: &[NodeId], old: NodeId, new: NodeId) -> Result<Option<Vec<NodeI
 }
 
 /// Of each shard, the account that knows most.
-fn freshest(all: Vec<ReplicaStatus>) -> BTreeMap<ShardId, ReplicaStatus> {
+pub(crate) fn freshest(all: Vec<ReplicaStatus>) -> BTreeMap<ShardId, ReplicaStatus> {
     let mut known: BTreeMap<ShardId, ReplicaStatus> = BTreeMap::new();
     for r in all {
         match known.get(&r.shard) {
