@@ -44,6 +44,11 @@ impl Members {
         !self.outgoing.is_empty()
     }
 
+    /// Voters only: no change is under way.
+    pub fn is_settled(&self) -> bool {
+        self.outgoing.is_empty() && self.learners.is_empty()
+    }
+
     /// Everybody who votes, of now and of before.
     pub fn voting(&self) -> Vec<NodeId> {
         if !self.is_joint() {

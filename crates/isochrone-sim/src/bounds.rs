@@ -30,8 +30,8 @@ impl Bounds {
     pub(crate) fn look(&mut self, fleet: &Fleet) -> Result<(), Found> {
         let true_us = EPOCH_US + fleet.now.as_micros() as u64;
         let far_us = (OFFSET_MAX + CLOCK_ERROR_MAX + MEASURING_MAX).as_micros() as u64;
-        let off = |node: &NodeId| fleet.world.machines[node].skew.off_us(true_us).unsigned_abs();
-        let all: Vec<NodeId> = fleet.world.nodes().collect();
+        let off = |node: &NodeId| fleet.world.skew(*node).off_us(true_us).unsigned_abs();
+        let all = fleet.world.nodes();
         let wrong: Vec<NodeId> = all.iter().copied().filter(|n| off(n) > far_us).collect();
         let right = all.iter().filter(|n| off(n) <= CLOCK_ERROR_MAX.as_micros() as u64).count();
         if right * 2 <= all.len() {

@@ -420,12 +420,34 @@ pub(crate) fn at_the_end(nodes: &[Arc<Node>]) -> Result<(), Found> {
     Ok(())
 }
 
-/// Have all replicas applied the same?
+/// Have all replicas applied the same, are they where the groups' members are, and are these the same in all groups?
 pub(crate) fn level(nodes: &[Arc<Node>]) -> bool {
-    let applied = |node: &Arc<Node>| -> BTreeMap<ShardId, LogIndex> {
-        node.local.shards().list().into_iter().map(|m| (m.shard, m.applied)).collect()
-    };
-    nodes.windows(2).all(|pair| applied(&pair[0]) == applied(&pair[1]))
+    let mut holders: BTreeMap<ShardId, Vec<NodeId>> = BTreeMap::new();
+    let mut first: BTreeMap<ShardId, ShardState> = BTreeMap::new();
+    for node in nodes {
+        for state in node.local.shards().states_light() {
+            holders.entry(state.shard).or_default().push(node.id);
+            let one = first.entry(state.shard).or_insert_with(|| state.clone());
+            if (&one.members, one.applied) != (&state.members, state.applied) {
+                return false;
+            }
+        }
+    }
+    let voters = first.values().next().map(|s| &s.members.voters);
+    first.values().all(|s| {
+        s.members.is_settled() && Some(&s.members.voters) == voters && holders.get(&s.shard) == voters
+    })
+}
+
+/// What keeps replicas from being [`level`], for a report.
+pub(crate) fn differences(nodes: &[Arc<Node>]) -> String {
+    let mut lines = vec!["some replicas stay behind".to_string()];
+    for node in nodes {
+        for s in node.local.shards().states_light() {
+            lines.push(format!("node {}: shard {} at {}, {:?}", node.id, s.shard, s.applied, s.members));
+        }
+    }
+    lines.join("\n  ")
 }
 
 #[cfg(test)]

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use isochrone_base::{LogIndex, NodeId, ShardId};
+use isochrone_base::{LogIndex, Members, NodeId, ShardId};
 use isochrone_env::SplitMix64;
 use isochrone_env::fake;
+use isochrone_shard::ShardState;
 
 use crate::life::Life;
 use crate::options::Fault;
@@ -45,6 +46,12 @@ struct Hurt {
     target: Option<(BTreeMap<ShardId, LogIndex>, Duration)>,
 }
 
+/// What was seen of a replica.
+struct Replica {
+    applied: LogIndex,
+    members: Members,
+}
+
 /// See the module.
 pub(crate) struct Fleet {
     pub(crate) world: Arc<World>,
@@ -60,10 +67,12 @@ pub(crate) struct Fleet {
     /// Nodes that are down, and whose logs are damaged before they start.
     rotting: BTreeMap<NodeId, Fault>,
     rot: SplitMix64,
-    /// The shards that each node had when it was seen last.
-    shards: BTreeMap<NodeId, BTreeSet<ShardId>>,
+    /// The replicas that each node had when it was seen last.
+    replicas: BTreeMap<NodeId, BTreeMap<ShardId, Replica>>,
     /// The node whose log has lost something, until it has caught up.
     hurt: Option<Hurt>,
+    /// The node whose disk is gone, until others have its place in every shard.
+    vacant: Option<NodeId>,
     pub(crate) crashes: u64,
 }
 
@@ -73,7 +82,7 @@ impl Fleet {
         Fleet {
             world: world.clone(),
             now: Duration::ZERO,
-            places: world.nodes().map(|n| (n, Place::Down(Some(Duration::ZERO)))).collect(),
+            places: world.nodes().into_iter().map(|n| (n, Place::Down(Some(Duration::ZERO)))).collect(),
             lives: 0,
             power: SplitMix64::split(world.options.seed, "power"),
             failures: FAILURES
@@ -87,8 +96,9 @@ impl Fleet {
             supervisor: SplitMix64::split(world.options.seed, "supervisor"),
             rotting: BTreeMap::new(),
             rot: SplitMix64::split(world.options.seed, "rot"),
-            shards: BTreeMap::new(),
+            replicas: BTreeMap::new(),
             hurt: None,
+            vacant: None,
             crashes: 0,
         }
     }
@@ -172,21 +182,55 @@ impl Fleet {
 
     /// Takes the power from a node, and lets its log rot while it is down. Of several nodes only one at a time.
     pub(crate) fn rot(&mut self, node: NodeId, fault: Fault) {
-        if self.hurt.is_none() && self.rotting.is_empty() && self.world.voters().any(|v| v == node) {
+        let has_some = self.replicas.get(&node).is_some_and(|all| !all.is_empty());
+        if self.is_complete() && self.rotting.is_empty() && has_some {
             self.end(node, true);
             self.rotting.insert(node, fault);
         }
+    }
+
+    /// Takes a node's disk for good, and lets another node come in its place, if everybody else is whole.
+    pub(crate) fn wipe(&mut self, node: NodeId) {
+        let world = self.world.clone();
+        if !self.is_complete() || !self.rotting.is_empty() || !self.others_are_whole(node) {
+            return;
+        }
+        let Some(new) = world.lose(node) else { return };
+        world.fault("wipe", &[u64::from(node.0), u64::from(new.0)]);
+        self.end(node, true);
+        self.places.insert(node, Place::Down(None));
+        self.replicas.remove(&node);
+        self.vacant = Some(node);
+        // What it has acknowledged, one other node may be the only one to have.
+        world.nodes().iter().for_each(|other| world.machines[other].disk.disarm());
+        let down = Duration::from_millis(1 + self.power.below(DOWN_MS_MAX));
+        self.places.insert(new, Place::Down(Some(self.now + down)));
+    }
+
+    /// Takes the power from two nodes, and starts each disk in the other's machine.
+    pub(crate) fn swap(&mut self, a: NodeId, b: NodeId) {
+        if self.is_complete() && a != b {
+            self.world.fault("swap", &[u64::from(a.0), u64::from(b.0)]);
+            self.end(a, true);
+            self.end(b, true);
+            self.world.swap(a, b);
+        }
+    }
+
+    /// Is nobody's log or disk lost, as far as is known?
+    fn is_complete(&self) -> bool {
+        self.hurt.is_none() && self.vacant.is_none()
     }
 
     /// What was to happen to a log while its node was down.
     fn damage(&mut self, node: NodeId) -> Result<(), Found> {
         let Some(fault) = self.rotting.remove(&node) else { return Ok(()) };
         // Somebody else may have lost something meanwhile, and nothing happens when the trouble is over.
-        if !self.world.in_trouble() || self.hurt.is_some() {
+        if !self.world.in_trouble() || !self.is_complete() {
             return Ok(());
         }
         let world = self.world.clone();
-        let alone = world.voters().count() < 3;
+        let alone = world.founders().len() < 3;
         if !alone && !self.others_are_whole(node) {
             return Ok(());
         }
@@ -213,26 +257,36 @@ impl Fleet {
         Ok(())
     }
 
-    /// Are all other voters up, with every shard that anybody has, and level with each other? Otherwise what this one holds
-    /// may be the last good copy of something.
+    /// Are all others up, and in every shard whose members change no more, level with each other? Otherwise what this one
+    /// holds may be the last good copy of something.
     fn others_are_whole(&self, node: NodeId) -> bool {
-        let all: BTreeSet<ShardId> = self.shards.values().flatten().copied().collect();
-        let mut applied: BTreeMap<ShardId, Vec<LogIndex>> = BTreeMap::new();
-        for other in self.world.voters().filter(|v| *v != node) {
-            let Place::Up(life, None) = &self.places[&other] else { return false };
-            if !life.is_whole() {
-                return false;
-            }
+        let mut applied: BTreeMap<ShardId, BTreeMap<NodeId, LogIndex>> = BTreeMap::new();
+        for other in self.world.nodes().into_iter().filter(|n| *n != node) {
+            let Some(life) = self.life(other).filter(|life| life.is_whole()) else { return false };
             for meta in life.node.local.shards().list() {
-                applied.entry(meta.shard).or_default().push(meta.applied);
+                applied.entry(meta.shard).or_default().insert(other, meta.applied);
             }
         }
-        let others = self.world.voters().count() - 1;
-        all.iter().all(|shard| {
-            let of = applied.get(shard).map(Vec::as_slice).unwrap_or_default();
-            let (low, high) = (of.iter().min(), of.iter().max());
-            of.len() == others && low.zip(high).is_some_and(|(low, high)| high - low <= LEVEL_MAX)
+        self.groups().into_iter().all(|(shard, members)| {
+            let others = members.voters.iter().filter(|n| **n != node);
+            let of: Option<Vec<_>> = others.map(|n| applied.get(&shard)?.get(n)).collect();
+            let near = |of: Vec<&LogIndex>| {
+                of.iter().max().zip(of.iter().min()).is_none_or(|(a, b)| **a - **b <= LEVEL_MAX)
+            };
+            members.is_settled() && of.is_some_and(near)
         })
+    }
+
+    /// The members of every shard, as whoever had applied most when it was seen last has them.
+    fn groups(&self) -> BTreeMap<ShardId, &Members> {
+        let mut all: BTreeMap<ShardId, &Replica> = BTreeMap::new();
+        for (shard, replica) in self.replicas.values().flatten() {
+            let best = all.entry(*shard).or_insert(replica);
+            if best.applied < replica.applied {
+                *best = replica;
+            }
+        }
+        all.into_iter().map(|(shard, replica)| (shard, &replica.members)).collect()
     }
 
     /// Is there a node that has lost something, and has not yet caught up?
@@ -242,18 +296,11 @@ impl Fleet {
 
     /// Once the node has caught up with what all held together, trouble goes on.
     fn look_after_hurt(&mut self) {
-        let Some(hurt) = &mut self.hurt else { return };
-        let voters: Vec<NodeId> = self.world.voters().collect();
-        let lives: Vec<&Life> = voters
-            .iter()
-            .filter_map(|v| match &self.places[v] {
-                Place::Up(life, None) => Some(&**life),
-                _ => None,
-            })
-            .collect();
-        if lives.len() < voters.len() {
+        let Some(hurt) = &self.hurt else { return };
+        let Some(lives) = self.world.nodes().into_iter().map(|n| self.life(n)).collect::<Option<Vec<_>>>()
+        else {
             return;
-        }
+        };
         let Some((target, since)) = &hurt.target else {
             let mut target: BTreeMap<ShardId, LogIndex> = BTreeMap::new();
             for node in lives.iter().map(|life| &life.node) {
@@ -263,19 +310,52 @@ impl Fleet {
                     *highest = last.max(*highest);
                 }
             }
-            hurt.target = Some((target, self.now));
+            self.hurt = Some(Hurt { node: hurt.node, target: Some((target, self.now)) });
             return;
         };
         let Some(life) = lives.iter().find(|life| life.node.id == hurt.node) else { return };
         let applied: BTreeMap<ShardId, LogIndex> =
             life.node.local.shards().list().into_iter().map(|m| (m.shard, m.applied)).collect();
-        let level = target.iter().all(|(shard, upto)| applied.get(shard).is_some_and(|at| at >= upto));
+        let groups = self.groups();
+        let level = target.iter().all(|(shard, upto)| {
+            let takes_part = groups.get(shard).is_some_and(|members| members.contains(hurt.node));
+            applied.get(shard).map_or(!takes_part, |at| at >= upto)
+        });
         // An entry that was in one log only, and was never committed, may have no successor for a long time.
         if life.is_whole() && (level || self.now > *since + HURT_MAX) {
             self.world.note("caught up", &[u64::from(hurt.node.0), u64::from(level)]);
             self.hurt = None;
-            for node in self.world.clone().nodes() {
-                self.arm(node);
+            self.world.nodes().into_iter().for_each(|node| self.arm(node));
+        }
+    }
+
+    /// Once others have a lost node's place everywhere, disks fail again.
+    fn look_after_vacancy(&mut self) {
+        let Some(gone) = self.vacant else { return };
+        let have =
+            |n: &NodeId, shard: ShardId| self.replicas.get(n).is_some_and(|all| all.contains_key(&shard));
+        let is_full = |(shard, members): (ShardId, &Members)| {
+            members.is_settled() && !members.contains(gone) && members.voters.iter().all(|n| have(n, shard))
+        };
+        if self.groups().into_iter().all(is_full) {
+            self.world.note("place filled", &[u64::from(gone.0)]);
+            self.vacant = None;
+            self.world.nodes().into_iter().for_each(|node| self.arm(node));
+        }
+    }
+
+    /// Is a lost node's place still to be filled?
+    pub(crate) fn is_vacant(&self) -> bool {
+        self.vacant.is_some()
+    }
+
+    /// Nothing is in anybody's way any more.
+    pub(crate) fn calm(&mut self) {
+        self.world.net.heal();
+        self.world.put_clocks_right();
+        for place in self.places.values_mut() {
+            if let Place::Up(_, pause) = place {
+                *pause = None;
             }
         }
     }
@@ -307,7 +387,7 @@ impl Fleet {
 
     /// Draws the I/Os at which a node loses power, or its disk fails.
     pub(crate) fn arm(&mut self, node: NodeId) {
-        if !self.world.in_trouble() || self.hurt.is_some() {
+        if !self.world.in_trouble() || !self.is_complete() {
             return;
         }
         let disk = &self.world.machines[&node].disk;
@@ -377,33 +457,52 @@ impl Fleet {
 
     /// A node's process, if it runs and does not stand still.
     pub(crate) fn life(&self, node: NodeId) -> Option<&Life> {
-        match &self.places[&node] {
-            Place::Up(life, None) => Some(life),
+        match self.places.get(&node) {
+            Some(Place::Up(life, None)) => Some(life),
             _ => None,
         }
     }
 
-    /// Takes note of which shards are where.
-    pub(crate) fn note_shards(&mut self) {
+    /// Takes note of which replicas are where.
+    pub(crate) fn note_replicas(&mut self) {
         for place in self.places.values() {
             if let Place::Up(life, None) = place {
-                let here = life.node.local.shards().list().into_iter().map(|m| m.shard).collect();
-                self.shards.insert(life.node.id, here);
+                let replica = |s: ShardState| (s.shard, Replica { applied: s.applied, members: s.members });
+                let here = life.node.local.shards().states_light().into_iter().map(replica).collect();
+                self.replicas.insert(life.node.id, here);
             }
         }
+        self.look_after_vacancy();
     }
 
-    /// Have all of these had every shard that anybody has, as far as was seen?
-    pub(crate) fn hold_all_shards(&self, nodes: &[NodeId]) -> bool {
-        let all: BTreeSet<ShardId> = self.shards.values().flatten().copied().collect();
-        nodes.iter().all(|n| self.shards.get(n).is_some_and(|here| here.is_superset(&all)))
+    /// Everybody who votes, or may soon.
+    pub(crate) fn voting(&self) -> BTreeSet<NodeId> {
+        let mut all: BTreeSet<NodeId> = self.groups().values().flat_map(|members| members.voting()).collect();
+        all.extend(self.world.wishes().into_iter().flatten());
+        if all.is_empty() {
+            all.extend(self.world.founders());
+        }
+        all.retain(|n| self.world.is_present(*n));
+        all
+    }
+
+    /// Are these a majority of every shard that anybody has, with replicas as far as was seen, whatever change of its
+    /// members may be under way?
+    pub(crate) fn are_a_majority(&self, nodes: &BTreeSet<NodeId>) -> bool {
+        let most = |of: &[NodeId], has: &dyn Fn(&NodeId) -> bool| {
+            of.is_empty() || of.iter().filter(|n| nodes.contains(n) && has(n)).count() > of.len() / 2
+        };
+        self.groups().into_iter().all(|(shard, members)| {
+            let has = |n: &NodeId| self.replicas.get(n).is_some_and(|all| all.contains_key(&shard));
+            most(&members.voters, &has) && most(&members.outgoing, &has)
+        }) && self.world.wishes().iter().all(|wish| most(wish, &|_| true))
     }
 
     /// Where a node stands, for a report.
     pub(crate) fn stage(&self, node: NodeId) -> String {
-        match &self.places[&node] {
-            Place::Up(life, _) => life.stage(),
-            Place::Down(_) => "down".into(),
+        match self.places.get(&node) {
+            Some(Place::Up(life, _)) => life.stage(),
+            _ => "down".into(),
         }
     }
 

@@ -19,7 +19,8 @@
 //!   SIM3   A transfer that was reported as aborted is not in the ledger (T3).
 //!   SIM4   Every restart comes up by itself.
 //!   SIM5   The same seed gives the same trace.
-//!   SIM6   When faults stop, all replicas of a shard come to the same versions and records.
+//!   SIM6   When faults stop, all replicas of a shard come to the same versions and records, where the group's members are and
+//!          nowhere else; all groups have the same members, and no change of them stays under way.
 //!   SIM7   No assertion of the product fires.
 //!   SIM8   With a majority whole, what was begun ends within 30 virtual seconds and leaves no prepare and no lock (T11),
 //!          and new transactions on every shard succeed.
@@ -50,6 +51,7 @@ mod fleet;
 mod life;
 mod nemesis;
 mod net;
+mod operator;
 mod options;
 mod panics;
 mod rot;
@@ -59,6 +61,7 @@ mod skew;
 mod workload;
 mod world;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -150,13 +153,15 @@ struct Run {
     checks: Checks,
     bounds: Bounds,
     choice: SplitMix64,
+    /// Trouble does not begin any more.
+    is_over: bool,
 }
 
 impl Run {
     /// One step of everything, and a look at it.
     fn step(&mut self) -> Result<(), Found> {
         let world = self.fleet.world.clone();
-        if world.in_trouble() && !self.fleet.is_hurt() {
+        if world.in_trouble() && !self.fleet.is_hurt() && !self.is_over {
             self.nemesis.act(&mut self.fleet);
         }
         for node in self.fleet.step()? {
@@ -168,7 +173,7 @@ impl Run {
                 self.fleet.moving().map(|life| (life.node.clone(), life.monotonic_ns())).collect();
             self.checks.look(&moving)?;
             self.bounds.look(&self.fleet)?;
-            self.fleet.note_shards();
+            self.fleet.note_replicas();
             let nodes = self.nodes();
             if ms.is_multiple_of(LOOK_CLOSELY_EVERY_MS) {
                 let whole: Vec<_> = self
@@ -201,11 +206,23 @@ impl Run {
             self.fleet.arm(node);
         }
         let until = self.fleet.now + Duration::from_secs(world.options.seconds);
+        while self.fleet.now < until {
+            self.step()?;
+        }
+        self.is_over = true;
+        if self.fleet.is_vacant() {
+            self.fleet.calm();
+        }
         // A node that has lost something is one copy less: the core may not be without what only the others have.
-        while self.fleet.now < until || self.fleet.is_hurt() {
+        while self.fleet.is_hurt() || self.fleet.is_vacant() {
             self.step()?;
             if self.fleet.now > until + LAST_MAX {
-                return Err(Found::new("SIM4", "a node whose log was cut does not catch up"));
+                let what = if self.fleet.is_hurt() {
+                    "a node whose log was cut"
+                } else {
+                    "who takes a lost node's place"
+                };
+                return Err(Found::new("SIM4", format!("{what} does not catch up")));
             }
         }
         Ok(())
@@ -214,22 +231,21 @@ impl Run {
     /// A majority is healed, the others are down.
     fn core(&mut self) -> Result<(), Found> {
         let world = self.fleet.world.clone();
-        let mut core: Vec<NodeId> = world.voters().collect();
-        let majority = core.len() / 2 + 1;
-        while core.len() > majority {
-            core.remove(self.choice.below(core.len() as u64) as usize);
-        }
+        let mut core = self.fleet.voting();
         // A replica that waits to be filled is no part of a majority. If two may be such, nobody is left out.
-        if !self.fleet.hold_all_shards(&core) {
-            let voters: Vec<NodeId> = world.voters().collect();
-            let without = |n| voters.iter().copied().filter(|v| *v != n).collect::<Vec<_>>();
-            let other = voters.iter().map(|n| without(*n)).find(|c| self.fleet.hold_all_shards(c));
-            core = other.filter(|c| c.len() >= majority).unwrap_or(voters);
+        let mut left: Vec<NodeId> = core.iter().copied().collect();
+        while !left.is_empty() {
+            let out = left.swap_remove(self.choice.below(left.len() as u64) as usize);
+            core.remove(&out);
+            if !self.fleet.are_a_majority(&core) {
+                core.insert(out);
+            }
         }
         world.enter(Phase::Core);
         world.net.heal();
-        world.machines.values().for_each(|machine| machine.skew.put_right());
+        world.put_clocks_right();
         self.end_doubts(&core)?;
+        let core: Vec<NodeId> = core.into_iter().collect();
         for node in world.nodes() {
             if core.contains(&node) {
                 self.fleet.heal(node);
@@ -250,7 +266,7 @@ impl Run {
 
     /// While a log is in doubt, or may be when its node starts, elections may need every voter (C9 of the crate consensus):
     /// nobody is left out before that is over.
-    fn end_doubts(&mut self, core: &[NodeId]) -> Result<(), Found> {
+    fn end_doubts(&mut self, core: &BTreeSet<NodeId>) -> Result<(), Found> {
         core.iter().filter_map(|n| self.fleet.life(*n)).for_each(life::Life::look_again);
         let looked = self.fleet.now + life::DOUBT_EVERY + STEP;
         while self.fleet.now < looked {
@@ -258,11 +274,12 @@ impl Run {
         }
         // A split may have committed without one of them, which then got the left half in a snapshot: it has no vote in
         // the right half before somebody has filled it.
-        let ready = |fleet: &Fleet| fleet.all(core, life::Life::is_whole) && fleet.hold_all_shards(core);
+        let all: Vec<NodeId> = core.iter().copied().collect();
+        let ready = |fleet: &Fleet| fleet.all(&all, life::Life::is_whole) && fleet.are_a_majority(core);
         if ready(&self.fleet) {
             return Ok(());
         }
-        for node in self.fleet.world.clone().nodes() {
+        for node in self.fleet.world.nodes() {
             self.fleet.heal(node);
         }
         let until = self.fleet.now + SETTLE_MAX;
@@ -282,7 +299,7 @@ impl Run {
     fn last(&mut self) -> Result<(), Found> {
         let world = self.fleet.world.clone();
         world.enter(Phase::Last);
-        let all: Vec<NodeId> = world.nodes().collect();
+        let all = world.nodes();
         for node in &all {
             self.fleet.end(*node, true);
             self.fleet.heal(*node);
@@ -294,17 +311,14 @@ impl Run {
                 return Err(Found::new("SIM4", "the last checks do not end"));
             }
         }
-        let voters = |run: &Run| -> Vec<Arc<Node>> {
-            run.nodes().into_iter().filter(|n| world.voters().any(|v| v == n.id)).collect()
-        };
-        while !checks::level(&voters(self)) {
+        while !checks::level(&self.nodes()) {
             self.step()?;
             if self.fleet.now > until {
-                return Err(Found::new("SIM6", "some replicas stay behind"));
+                return Err(Found::new("SIM6", checks::differences(&self.nodes())));
             }
         }
         bounds::at_the_end(&self.fleet)?;
-        checks::at_the_end(&voters(self))
+        checks::at_the_end(&self.nodes())
     }
 }
 
@@ -323,6 +337,7 @@ pub fn run_with(options: Options, sink: Option<Sink>) -> Result<Report, Box<Fail
         checks: Checks::default(),
         bounds: Bounds::default(),
         choice: SplitMix64::split(world.options.seed, "choice"),
+        is_over: false,
     };
     let ended = run.chaos().and_then(|()| run.core()).and_then(|()| run.last());
     let seed = world.options.seed;

@@ -21,7 +21,8 @@ use isochrone_wal::{Log, Tail};
 use tokio::runtime::Runtime;
 use tokio::sync::{Notify, mpsc};
 
-use crate::net::{Mailbox, Port, address, receive};
+use crate::net::{Mailbox, Port, receive};
+use crate::operator::operator;
 use crate::options::{Fault, Tuning};
 use crate::skew::SkewedClock;
 use crate::workload::Gateway;
@@ -36,6 +37,8 @@ const BATCHES_MAX: usize = 64;
 const DIR: &str = "/data";
 /// How often a node looks whether its log holds everything again.
 pub(crate) const DOUBT_EVERY: Duration = Duration::from_secs(1);
+/// How often a node looks at who leads and who holds shards.
+const PLACE_EVERY: Duration = Duration::from_secs(1);
 /// Raft's tick.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -88,7 +91,7 @@ impl Life {
         let wall_us = EPOCH_US + now.as_micros() as u64;
         let error_us = if several { CLOCK_ERROR_MAX.as_micros() as u64 } else { 0 };
         let seed = world.options.seed;
-        let clock = SkewedClock { clock: TokioClock::new(wall_us), skew: machine.skew.clone(), error_us };
+        let clock = SkewedClock { clock: TokioClock::new(wall_us), skew: world.skew(id).clone(), error_us };
         let clock: Arc<dyn Clock> = Arc::new(clock);
         let env = Env {
             disk: Arc::new(machine.disk.clone()),
@@ -120,13 +123,13 @@ impl Life {
         let port = Arc::new(Port { world: world.clone(), node: id, mailbox: mailbox.clone() });
         let Assembled { node, groups, recoverer } = Node::assemble(NodeParts {
             env,
-            identity: Identity { cluster: CLUSTER, node: id, voters: world.voters().collect() },
+            identity: Identity { cluster: CLUSTER, node: id, voters: world.founders() },
             engine: Arc::new(machine.engine.clone()),
             log: log.reader(),
             log_was_cut,
             groups: handle.clone(),
             network: port.clone(),
-            address: address(id),
+            address: world.address(id),
             sql: String::new(),
             snapshots: "/snapshots".into(),
             tuning: tuning.of_a_node(),
@@ -143,6 +146,8 @@ impl Life {
         for duty in [
             ticks(world.clone(), node.clone(), draw),
             news(node.clone(), several),
+            places(node.clone(), several),
+            Box::pin(operator(world.clone(), node.clone(), life)),
             deadlocks(node.clone(), several),
             doubts(node.clone(), state.clone(), log_was_cut),
         ] {
@@ -269,21 +274,31 @@ fn news(node: Arc<Node>, several: bool) -> Duty {
         if !several {
             return;
         }
-        let (mut lease, mut places) = (Duration::ZERO, Duration::ZERO);
+        let mut lease = Duration::ZERO;
         loop {
             node.cluster.exchange_news().await;
             if lease >= RENEW_EVERY {
                 lease = Duration::ZERO;
                 let _ = node.cluster.liveness().keep().await;
             }
-            if places >= Duration::from_secs(1) {
-                places = Duration::ZERO;
-                node.cluster.release_orphans().await;
-                let _ = node.cluster.place_leaders().await;
-            }
             tokio::time::sleep(NEWS_EVERY).await;
             lease += NEWS_EVERY;
-            places += NEWS_EVERY;
+        }
+    })
+}
+
+/// What a server does about who leads shards, and who holds them.
+fn places(node: Arc<Node>, several: bool) -> Duty {
+    Box::pin(async move {
+        while several {
+            tokio::time::sleep(PLACE_EVERY).await;
+            node.cluster.release_orphans().await;
+            // What does not work now is tried again.
+            let _ = node.cluster.place_leaders().await;
+            if !node.cluster.clocks().is_out() {
+                let _ = node.cluster.place_replicas().await;
+                node.cluster.retire_replicas().await;
+            }
         }
     })
 }
@@ -375,6 +390,9 @@ async fn store_task(
         }
         for install in out.installs {
             install.start(&inbox);
+        }
+        for removal in out.removals {
+            removal.start(&inbox);
         }
         if out.stop {
             return;

@@ -46,6 +46,9 @@ const KINDS: &[Fault] = &[
     Fault::ClockStep,
     Fault::ClockFreeze,
     Fault::ClockBeyond,
+    Fault::Replace,
+    Fault::Wipe,
+    Fault::Swap,
 ];
 /// How often a clock's speed changes.
 const DRIFT_EVERY_MS: u64 = 5_000;
@@ -91,14 +94,16 @@ impl Nemesis {
 
     fn strike(&mut self, fault: Fault, random: &SplitMix64, fleet: &mut Fleet) {
         let world = fleet.world.clone();
-        let nodes = u64::from(world.options.nodes);
-        let node = NodeId(1 + random.below(nodes) as u32);
-        let other = NodeId(1 + (u64::from(node.0) + random.below((nodes - 1).max(1))) as u32 % nodes as u32);
+        let nodes = world.nodes();
+        let many = nodes.len() as u64;
+        let first = random.below(many);
+        let second = (first + 1 + random.below((many - 1).max(1))) % many;
+        let (node, other) = (nodes[first as usize], nodes[second as usize]);
         let (a, b) = (u64::from(node.0), u64::from(other.0));
         let long = Duration::from_millis(100 + random.below(CUT_MS_MAX));
         let until = fleet.now + long;
         let true_us = EPOCH_US + fleet.now.as_micros() as u64;
-        let skew = &world.machines[&node].skew;
+        let skew = world.skew(node);
         match fault {
             Fault::Kill => {
                 world.fault("kill", &[a]);
@@ -131,6 +136,12 @@ impl Nemesis {
                 world.net.cut_off(node, true);
                 self.undo.push((until, Undo::Isolate(node)));
             }
+            Fault::Replace => {
+                world.fault("replace", &[]);
+                world.order(random.below(u64::MAX));
+            }
+            Fault::Wipe => fleet.wipe(node),
+            Fault::Swap => fleet.swap(node, other),
             Fault::Drift => world.fault("drift", &[a, skew.drift(true_us, random) as u64]),
             Fault::ClockStep => world.fault("clock step", &[a, skew.step(true_us, random) as u64]),
             Fault::ClockFreeze => world.fault("clock freeze", &[a, skew.freeze(true_us)]),

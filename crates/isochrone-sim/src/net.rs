@@ -376,11 +376,11 @@ impl Network for Port {
 
     fn peers(&self) -> Vec<PeerStatus> {
         let s = self.world.net.state();
-        let others = self.world.nodes().filter(|n| *n != self.node);
+        let others = self.world.nodes().into_iter().filter(|n| *n != self.node);
         others
             .map(|node| PeerStatus {
                 node,
-                address: address(node),
+                address: self.world.address(node),
                 connected: SimNet::reachable(&s, self.node, node),
                 frames_out: 0,
                 bytes_out: 0,
@@ -389,11 +389,6 @@ impl Network for Port {
             })
             .collect()
     }
-}
-
-/// The address of a simulated node.
-pub(crate) fn address(node: NodeId) -> String {
-    format!("node{node}:7433")
 }
 
 /// Hands a node what arrives, for the life of its process.
@@ -406,7 +401,7 @@ pub(crate) async fn receive(world: Arc<World>, node: NodeId, mailbox: Arc<Mailbo
             match body {
                 Body::Message(payload) => cluster.message(from, payload),
                 Body::Call(id, payload) => {
-                    let hello = Hello { cluster: crate::CLUSTER, node: from, address: address(from) };
+                    let hello = Hello { cluster: crate::CLUSTER, node: from, address: world.address(from) };
                     let (world, answer) = (world.clone(), cluster.call(hello, payload));
                     tokio::spawn(async move {
                         let answer = answer.await.map_err(CallError::Refused);
@@ -414,7 +409,7 @@ pub(crate) async fn receive(world: Arc<World>, node: NodeId, mailbox: Arc<Mailbo
                     });
                 }
                 Body::Again(payload) => {
-                    let hello = Hello { cluster: crate::CLUSTER, node: from, address: address(from) };
+                    let hello = Hello { cluster: crate::CLUSTER, node: from, address: world.address(from) };
                     tokio::spawn(cluster.call(hello, payload));
                 }
                 Body::Answer(id, answer) => {

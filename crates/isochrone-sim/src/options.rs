@@ -74,6 +74,13 @@ pub enum Fault {
     Collect,
     /// Constants of the product are drawn anew.
     Tuning,
+    /// A node's place among the voters is given to another one, which is there; often before the last such change is over.
+    Replace,
+    /// A node's disk is gone for good, and another node, new to the cluster, takes its place. Never that with the last good copy:
+    /// only when everybody else is whole; and until every shard has moved no disk fails, and no power.
+    Wipe,
+    /// Two nodes lose power, and each disk starts again in the other's machine: with its clock, and at its address.
+    Swap,
 }
 
 /// What the number of a fault counts.
@@ -118,6 +125,9 @@ impl Fault {
         (Fault::Flush, "flush"),
         (Fault::Collect, "collect"),
         (Fault::Tuning, "tuning"),
+        (Fault::Replace, "replace"),
+        (Fault::Wipe, "wipe"),
+        (Fault::Swap, "swap"),
     ];
 
     /// Its name on the command line.
@@ -307,7 +317,7 @@ impl Tuning {
 pub struct Options {
     /// The seed.
     pub seed: u64,
-    /// Nodes: 1, or 3 and more, with three replicas of every shard on the first three.
+    /// Nodes: 1, or 3 and more, with three replicas of every shard, on the first three to begin with.
     pub nodes: u32,
     /// Virtual seconds under load.
     pub seconds: u64,
@@ -410,6 +420,11 @@ impl Options {
         if self.rate(Fault::ClockBeyond) > 0 { &["CH5", "CH6"] } else { &[] }
     }
 
+    /// Nodes beside [`Options::nodes`], so that there is one that can take another's place.
+    pub fn spares(&self) -> u32 {
+        u32::from(self.nodes == 3 && self.rate(Fault::Replace) + self.rate(Fault::Wipe) > 0)
+    }
+
     /// The number of a fault; 0 if it is not on.
     pub fn rate(&self, fault: Fault) -> u64 {
         self.faults.get(&fault).copied().unwrap_or(0)
@@ -449,7 +464,8 @@ impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut workloads: Vec<_> = self.workloads.iter().map(|w| w.name()).collect();
         workloads.extend(self.custom.as_ref().map(|_| "of a file"));
-        writeln!(f, "  nodes {}, virtual seconds {}", self.nodes, self.seconds)?;
+        let spare = if self.spares() > 0 { " and one to spare" } else { "" };
+        writeln!(f, "  nodes {}{spare}, virtual seconds {}", self.nodes, self.seconds)?;
         writeln!(
             f,
             "  workloads {} ({}); {} clients of each per node, pauses up to {} us, {} accounts",

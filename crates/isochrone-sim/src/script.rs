@@ -354,8 +354,8 @@ impl Stage {
         let options = Options { nodes: 3, workloads: BTreeSet::new(), clients: 0, ..Options::quiet(seed) };
         let mut world = World::new(options, None);
         world.net.watch = Some(Watch::new(silent));
-        for (machine, off) in world.machines.values().zip(clocks_us) {
-            machine.skew.set(off);
+        for (node, off) in world.nodes().into_iter().zip(clocks_us) {
+            world.skew(node).set(off);
         }
         // No clients but those of the script.
         world.enter(Phase::Last);
@@ -368,7 +368,7 @@ impl Stage {
             _watch: panics::watch(),
         };
         stage.until(SET_UP_MAX, "the cluster is up", |s| {
-            let nodes: Vec<NodeId> = s.world.nodes().collect();
+            let nodes = s.world.nodes();
             s.fleet.all(&nodes, Life::is_checked)
         })?;
         stage.play(NodeId(1), "accounts are opened", |node| async move { set_up(&node).await })??;
@@ -592,7 +592,7 @@ impl Stage {
 
     /// SIM6: every node runs, and all replicas come to the same.
     pub(crate) fn same_replicas(&mut self) -> Result<(), String> {
-        let nodes = self.world.nodes().count();
+        let nodes = self.world.nodes().len();
         self.until(LEVEL_MAX, "SIM6: replicas are level", |s| {
             s.up().len() == nodes && checks::level(&s.nodes())
         })?;

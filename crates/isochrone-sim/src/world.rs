@@ -1,9 +1,9 @@
 //! What all nodes of a run share: their machines, the network, what clients know, and the trace.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use isochrone_base::NodeId;
@@ -12,10 +12,10 @@ use isochrone_env::SplitMix64;
 use isochrone_env::fake::MemDisk;
 use isochrone_storage::MemEngine;
 
-use crate::Options;
 use crate::net::SimNet;
 use crate::skew::Skew;
 use crate::workload::Books;
+use crate::{Fault, Options};
 
 /// Events kept to be shown around a finding.
 const RECENT_MAX: usize = 400;
@@ -58,11 +58,31 @@ pub(crate) enum Phase {
     Last,
 }
 
-/// What outlives a crash of a node: its disk, its engine's flushed image, its clock's faults.
+/// Nodes that may lose their disks in one run; each needs another one to take its place.
+const WIPES_MAX: u32 = 4;
+/// A wish for other voters may still be under way for so long after another one.
+const WISHED_MAX: Duration = Duration::from_secs(30);
+
+/// What outlives a crash of a node: its disk, its engine's flushed image, and its clock's faults as long as the disk is not
+/// put into another machine.
 pub(crate) struct Machine {
     pub(crate) disk: MemDisk,
     pub(crate) engine: MemEngine,
-    pub(crate) skew: Skew,
+    skew: Skew,
+}
+
+/// Who is there, where, and who was asked to vote.
+struct Seats {
+    /// Nodes that are part of the cluster, up or not: their disks exist.
+    present: BTreeSet<NodeId>,
+    /// Nodes that have not been there yet.
+    to_come: BTreeSet<NodeId>,
+    /// The machine that a node's disk is in, by the node that began there; its own if it is not named.
+    moved: BTreeMap<NodeId, NodeId>,
+    /// What operators wished for, and when.
+    wishes: Vec<(Duration, Vec<NodeId>)>,
+    /// An operator is to give one node's place to another one; which, follows from the number.
+    order: Option<u64>,
 }
 
 #[derive(Clone, Copy)]
@@ -87,6 +107,7 @@ pub(crate) struct World {
     pub(crate) machines: BTreeMap<NodeId, Machine>,
     pub(crate) net: SimNet,
     pub(crate) books: Books,
+    seats: Mutex<Seats>,
     trace: Mutex<Trace>,
     phase: AtomicU8,
     /// True time since the run began, in microseconds.
@@ -101,8 +122,18 @@ impl World {
             let skew = Skew::new(&SplitMix64::split(options.seed, &format!("clock {n}")), options.nodes > 1);
             (NodeId(n), Machine { disk: MemDisk::new(), engine: MemEngine::new(), skew })
         };
+        let there = options.nodes + options.spares();
+        let all = there + if options.rate(Fault::Wipe) > 0 { WIPES_MAX } else { 0 };
+        let seats = Seats {
+            present: (1..=there).map(NodeId).collect(),
+            to_come: (there + 1..=all).map(NodeId).collect(),
+            moved: BTreeMap::new(),
+            wishes: Vec::new(),
+            order: None,
+        };
         World {
-            machines: (1..=options.nodes).map(machine).collect(),
+            machines: (1..=all).map(machine).collect(),
+            seats: Mutex::new(seats),
             net: SimNet::new(&options),
             books: Books::new(&options),
             trace: Mutex::new(Trace { sink, ..Trace::default() }),
@@ -114,13 +145,87 @@ impl World {
         }
     }
 
-    pub(crate) fn nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.machines.keys().copied()
+    fn seats(&self) -> MutexGuard<'_, Seats> {
+        self.seats.lock().expect("one thread")
     }
 
-    /// The nodes that hold replicas.
-    pub(crate) fn voters(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.nodes().take(if self.options.nodes < 3 { 1 } else { 3 })
+    /// The nodes that are part of the cluster, up or not.
+    pub(crate) fn nodes(&self) -> Vec<NodeId> {
+        self.seats().present.iter().copied().collect()
+    }
+
+    /// Is this node part of the cluster?
+    pub(crate) fn is_present(&self, node: NodeId) -> bool {
+        self.seats().present.contains(&node)
+    }
+
+    /// The node that does what one node has to do for all.
+    pub(crate) fn first(&self) -> NodeId {
+        *self.seats().present.first().expect("a cluster has nodes")
+    }
+
+    /// The nodes that hold the replicas when the cluster begins.
+    pub(crate) fn founders(&self) -> Vec<NodeId> {
+        (1..=if self.options.nodes < 3 { 1 } else { 3 }).map(NodeId).collect()
+    }
+
+    /// A node's disk is gone for good. Says who comes in its place; `None`: nobody can, and nothing is gone.
+    pub(crate) fn lose(&self, node: NodeId) -> Option<NodeId> {
+        let seats = &mut *self.seats();
+        let new = seats.to_come.pop_first()?;
+        seats.present.remove(&node);
+        seats.present.insert(new);
+        Some(new)
+    }
+
+    fn machine_of(&self, node: NodeId) -> NodeId {
+        *self.seats().moved.get(&node).unwrap_or(&node)
+    }
+
+    /// Puts the disks of two nodes into each other's machines.
+    pub(crate) fn swap(&self, a: NodeId, b: NodeId) {
+        let (of_a, of_b) = (self.machine_of(a), self.machine_of(b));
+        self.seats().moved.extend([(a, of_b), (b, of_a)]);
+    }
+
+    /// What a node's clock does: that of the machine which its disk is in.
+    pub(crate) fn skew(&self, node: NodeId) -> &Skew {
+        &self.machines[&self.machine_of(node)].skew
+    }
+
+    /// Where a node is reached: at the machine which its disk is in.
+    pub(crate) fn address(&self, node: NodeId) -> String {
+        format!("machine{}:7433", self.machine_of(node))
+    }
+
+    /// All clocks are right from now on.
+    pub(crate) fn put_clocks_right(&self) {
+        self.machines.values().for_each(|machine| machine.skew.put_right());
+    }
+
+    /// An operator wishes for these voters.
+    pub(crate) fn wished(&self, voters: Vec<NodeId>) {
+        let now = Duration::from_micros(self.now_us());
+        let wishes = &mut self.seats().wishes;
+        let last = wishes.pop();
+        wishes.retain(|(at, _)| *at + WISHED_MAX > now);
+        wishes.extend(last);
+        wishes.push((now, voters));
+    }
+
+    /// Voters that shards may be on their way to.
+    pub(crate) fn wishes(&self) -> Vec<Vec<NodeId>> {
+        self.seats().wishes.iter().map(|(_, voters)| voters.clone()).collect()
+    }
+
+    /// Asks an operator to give a node's place to another one.
+    pub(crate) fn order(&self, number: u64) {
+        self.seats().order = Some(number);
+    }
+
+    /// What an operator is asked for; it is asked once.
+    pub(crate) fn take_order(&self) -> Option<u64> {
+        self.seats().order.take()
     }
 
     pub(crate) fn phase(&self) -> Phase {

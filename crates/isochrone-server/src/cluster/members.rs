@@ -103,6 +103,16 @@ impl Cluster {
         .await
     }
 
+    /// Who shall vote in every shard: as was wished last, or who votes in the meta range.
+    pub async fn wished_voters(&self) -> Result<Vec<NodeId>, Error> {
+        if let Some(wish) = self.wish().await? {
+            return Ok(wish);
+        }
+        let meta = freshest(self.services()?.replicas_of_all().await?).remove(&META_SHARD);
+        let meta = meta.ok_or_else(|| Error::Unavailable("the meta range cannot be reached".into()))?;
+        Ok(meta.members.voters)
+    }
+
     /// Wishes for `new` in `old`'s place; `NoSuch` where that makes no sense. `first`: who votes when there was no wish yet.
     async fn wish_for(&self, old: NodeId, new: NodeId, first: &[NodeId]) -> Result<Vec<NodeId>, Error> {
         let store = self.store()?;
@@ -236,7 +246,9 @@ impl Cluster {
         }
     }
 
-    async fn replace(&self, old: NodeId, new: NodeId) -> Result<u32, Error> {
+    /// Gives `old`'s place to `new`, wherever it has not been given yet. Says how many shards are still to move; asking again is
+    /// right. `NoSuch`: that makes no sense.
+    pub async fn replace(&self, old: NodeId, new: NodeId) -> Result<u32, Error> {
         if self.identity.is_alone() {
             let why = "the shards of a node that is alone cannot be moved yet";
             return Err(Error::NoSuch(why.into()));

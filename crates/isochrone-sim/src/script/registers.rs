@@ -343,7 +343,7 @@ impl Registers {
     }
 
     fn run(&mut self) -> Result<Report, String> {
-        let nodes: Vec<NodeId> = self.stage.world.nodes().collect();
+        let nodes = self.stage.world.nodes();
         nodes.iter().for_each(|n| self.begin_clients(*n));
         // Who is gone, until when, and whether it was killed.
         let mut gone: Option<(NodeId, u64, bool)> = None;

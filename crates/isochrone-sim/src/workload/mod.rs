@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use isochrone_base::{NodeId, ShardId};
+use isochrone_base::ShardId;
 use isochrone_env::SplitMix64;
 use isochrone_server::Node;
 use isochrone_sql::session::Database;
@@ -193,7 +193,7 @@ pub(crate) async fn load(world: &Arc<World>, node: &Arc<Gateway>, life: u64) -> 
     Ok(())
 }
 
-/// Whichever life of node 1 comes far enough sets up; the other nodes wait for it. Every step may be repeated.
+/// Whichever life of the first node comes far enough sets up; the other nodes wait for it. Every step may be repeated.
 async fn set_up(world: &Arc<World>, node: &Arc<Gateway>) -> Result<(), Found> {
     tokio::select! {
         biased;
@@ -214,7 +214,7 @@ async fn set_up_all(world: &Arc<World>, node: &Arc<Gateway>) -> Result<(), Found
         if done > Workload::ALL.len() {
             return Ok(());
         }
-        if node.id != NodeId(1) {
+        if node.id != world.first() {
             tokio::time::sleep(LOOK).await;
             continue;
         }
@@ -279,10 +279,10 @@ async fn no_prepares(node: &Gateway) {
     }
 }
 
-/// When every node has started once more. Node 1 looks at everything.
+/// When every node has started once more. The first one looks at everything.
 pub(crate) async fn last_checks(world: &Arc<World>, node: &Arc<Gateway>) -> Result<(), Found> {
     no_prepares(node).await;
-    if node.id != NodeId(1) {
+    if node.id != world.first() {
         return Ok(());
     }
     if is_there(world, Workload::Bank) {
@@ -308,7 +308,8 @@ async fn mover(world: Arc<World>, node: Arc<Gateway>, life: u64) -> Result<(), F
         rest(&world, Duration::from_millis(1 + random.below(2 * world.options.rate(Fault::Transfer)))).await;
         let shards = node.local.shards().list().len().max(1) as u64;
         let shard = ShardId(1 + random.below(shards));
-        let to = NodeId(1 + random.below(u64::from(world.options.nodes)) as u32);
+        let nodes = world.nodes();
+        let to = nodes[random.below(nodes.len() as u64) as usize];
         let moved = node.store.transfer_leader(shard, to).await;
         world.fault("move leader", &[shard.0, u64::from(to.0), u64::from(moved.is_ok())]);
     }
