@@ -473,6 +473,17 @@ impl Fleet {
             }
         }
         self.look_after_vacancy();
+        self.look_after_wishes();
+    }
+
+    /// What was wished for before counts no more once every shard has the voters that were wished for last.
+    fn look_after_wishes(&mut self) {
+        let wishes = self.world.wishes();
+        if let [_, .., last] = &wishes[..]
+            && self.groups().values().all(|members| members.is_settled() && members.voters == *last)
+        {
+            self.world.only_the_last_wish();
+        }
     }
 
     /// Everybody who votes, or may soon.

@@ -137,7 +137,7 @@ impl Nemesis {
                 self.undo.push((until, Undo::Isolate(node)));
             }
             Fault::Replace => {
-                world.fault("replace", &[]);
+                world.fault("replace a node", &[]);
                 world.order(random.below(u64::MAX));
             }
             Fault::Wipe => fleet.wipe(node),

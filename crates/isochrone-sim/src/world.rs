@@ -213,6 +213,12 @@ impl World {
         wishes.push((now, voters));
     }
 
+    /// Every shard has the voters that were wished for last.
+    pub(crate) fn only_the_last_wish(&self) {
+        let wishes = &mut self.seats().wishes;
+        wishes.drain(..wishes.len().saturating_sub(1));
+    }
+
     /// Voters that shards may be on their way to.
     pub(crate) fn wishes(&self) -> Vec<Vec<NodeId>> {
         self.seats().wishes.iter().map(|(_, voters)| voters.clone()).collect()
