@@ -45,7 +45,7 @@ pub struct Progress {
 pub struct GroupStatus {
     /// The term.
     pub term: Term,
-    /// The leader, if known.
+    /// The leader, if it was heard of within an election timeout.
     pub leader: Option<NodeId>,
     /// This node leads.
     pub leading: bool,

@@ -294,6 +294,12 @@ impl Replica {
         self.promised_until.max(restart)
     }
 
+    /// No leader was heard of for an election timeout.
+    fn is_overdue(&self) -> bool {
+        let raft = &self.raft.raft;
+        raft.election_elapsed + 1 >= raft.randomized_election_timeout()
+    }
+
     pub(crate) fn tick(&mut self, env: &Env) -> bool {
         if self.installing.is_some() {
             return false;
@@ -307,8 +313,7 @@ impl Replica {
             );
         }
         let raft = &self.raft.raft;
-        if raft.state != StateRole::Leader && raft.election_elapsed + 1 >= raft.randomized_election_timeout()
-        {
+        if raft.state != StateRole::Leader && self.is_overdue() {
             if !self.holds_acknowledged() || env.now < self.may_vote_at(env) {
                 return false; // L1: it would vote for itself
             }
@@ -983,7 +988,9 @@ impl Replica {
         }
         GroupStatus {
             term: raft.term,
-            leader: (raft.leader_id != INVALID_ID).then_some(node(raft.leader_id)),
+            // A learner never campaigns, and would know a leader for ever who does not know it any more.
+            leader: (raft.leader_id != INVALID_ID && (leading || !self.is_overdue()))
+                .then_some(node(raft.leader_id)),
             leading,
             members: self.raft.store().members().clone(),
             first_index: self.raft.store().first(),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-use isochrone_base::{Bytes, INIT_INDEX, INIT_TERM, LogIndex, NodeId, ShardId, Term};
+use isochrone_base::{Bytes, INIT_INDEX, INIT_TERM, LogIndex, Members, NodeId, ShardId, Term};
 use isochrone_env::SplitMix64;
 use raft::eraftpb::MessageType;
 use tokio::sync::oneshot;

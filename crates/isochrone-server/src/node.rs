@@ -383,9 +383,7 @@ impl Node {
         for attempt in 0u32.. {
             self.stopped()?;
             self.cluster.exchange_news().await;
-            if !self.cluster.router.knows_everything() {
-                self.learn_routes().await;
-            }
+            self.complete_routes().await;
             match self.cluster.liveness.keep().await {
                 Ok(()) => match self.cluster.clocks.trouble() {
                     None => return Ok(()),
@@ -406,8 +404,15 @@ impl Node {
         unreachable!("the loop ends by returning")
     }
 
+    /// Asks others where keys live, if there are any of which this node does not know; to be called now and then.
+    pub async fn complete_routes(&self) {
+        if !self.cluster.router.knows_everything() {
+            self.learn_routes().await;
+        }
+    }
+
     /// A node without replicas asks others where every key lives.
-    pub async fn learn_routes(&self) {
+    async fn learn_routes(&self) {
         for (_, replicas) in self.services.ask_all::<Vec<ReplicaStatus>>(Ask::Replicas { bytes: false }).await
         {
             self.cluster.router.hear(replicas);

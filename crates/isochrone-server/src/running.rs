@@ -328,9 +328,7 @@ async fn keep_lease(node: Arc<Node>, stopping: watch::Receiver<bool>) {
         if let Err(error) = node.cluster.liveness.keep().await {
             tracing::warn!(%error, "this node's lease was not renewed; tried again");
         }
-        if !node.cluster.router.knows_everything() {
-            node.learn_routes().await;
-        }
+        node.complete_routes().await;
     })
     .await;
 }

@@ -37,7 +37,8 @@
 //!   SIM19  A node whose clock is beyond its bound, while most clocks are not and it can measure them, is out of service
 //!          within 5 virtual seconds, and nobody is at the end.
 //!   SIM21  No queue or table of a node holds more than its bound.
-//!   SIM22  What a node keeps in memory beside rows stays small, however long the run.
+//!   SIM22  What a node keeps in memory beside rows, and beside queues with a bound in bytes (SIM21), stays small, however long
+//!          the run.
 //!
 //! Beside these runs: [`script`] kills a node at a chosen step of one transaction, and changes leaders under clients of single
 //! keys.

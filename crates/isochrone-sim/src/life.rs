@@ -280,6 +280,7 @@ fn news(node: Arc<Node>, several: bool) -> Duty {
             if lease >= RENEW_EVERY {
                 lease = Duration::ZERO;
                 let _ = node.cluster.liveness().keep().await;
+                node.complete_routes().await;
             }
             tokio::time::sleep(NEWS_EVERY).await;
             lease += NEWS_EVERY;

@@ -351,6 +351,34 @@ fn c10_whoever_holds_a_change_knows_that_the_one_before_is_committed() {
     assert_eq!((log.bounds(SHARD).unwrap().1, held.commit), (INIT_INDEX + 2, INIT_INDEX + 1));
 }
 
+/// Nobody tells a learner that it was removed: it asks, once it hears nothing any more.
+#[test]
+fn a_learner_that_hears_nothing_knows_no_leader() {
+    let mut node = Node::empty(StoreConfig::new(NodeId(4)), Arc::default(), 11);
+    let members = Members { learners: vec![NodeId(4)], ..Members::from(VOTERS.to_vec()) };
+    let new = NewGroup { shard: SHARD, members, applied: INIT_INDEX, applied_term: 0, campaign: false };
+    node.store.create_group(new).unwrap();
+    let leader = |node: &mut Node| {
+        let mut status = node.handle.status();
+        node.step();
+        status.try_recv().unwrap()[&SHARD].leader
+    };
+    let mut append = from(2, 4, MessageType::MsgAppend, 6);
+    (append.index, append.log_term, append.commit) = (INIT_INDEX, INIT_TERM, INIT_INDEX);
+    node.hear(append.clone());
+    assert_eq!(leader(&mut node), Some(NodeId(2)));
+    for tick in 0..40 {
+        node.now += 100 * MS;
+        node.inbox.push(Event::Tick);
+        node.step();
+        if tick % 5 == 0 && tick < 20 {
+            node.hear(append.clone());
+            assert_eq!(leader(&mut node), Some(NodeId(2)), "tick {tick}");
+        }
+    }
+    assert_eq!(leader(&mut node), None);
+}
+
 #[test]
 fn messages_wait_for_a_group_that_a_split_creates_a_moment_later() {
     let mut t = Trio::new(0);

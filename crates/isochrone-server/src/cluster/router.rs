@@ -67,6 +67,12 @@ impl Routes {
         (route.end.is_empty() || key < route.end.as_slice()).then_some((start, route))
     }
 
+    /// Nobody has the key who was said to: others are asked who has.
+    fn forget(&mut self, key: &[u8]) {
+        let start = self.at(key).map(|(start, _)| start.clone());
+        start.and_then(|start| self.by_start.remove(&start));
+    }
+
     /// Takes in what was heard: of overlapping ranges the one with the higher epoch stays.
     fn hear(&mut self, heard: ReplicaStatus) {
         if self.by_start.len() >= ROUTES_MAX {
@@ -305,6 +311,15 @@ impl Router {
                     next = leader.filter(|n| !asked.contains(n));
                     if next.is_none() && leader.is_none() {
                         next = nodes.iter().copied().find(|n| *n != self.node && !asked.contains(n));
+                    }
+                }
+                // It has no such replica, or not of this key: what was heard of the shard is old.
+                Ok(Response::Error(error @ Error::NotServed(_))) => {
+                    self.leaders().remove(&shard);
+                    last = error;
+                    next = nodes.iter().copied().find(|n| *n != self.node && !asked.contains(n));
+                    if next.is_none() {
+                        self.routes().forget(key);
                     }
                 }
                 // That node's storage has failed, not this one's: another replica leads soon.
@@ -706,6 +721,71 @@ mod tests {
         assert!(router.scan(window, &KeyRange::all(), false, 10, 1_000).await.is_err());
         assert!(router.hops() >= 2);
         assert_eq!(router.hops(), network.0.load(Ordering::Relaxed) as u64);
+    }
+
+    /// Some nodes have a shard, and nothing in it.
+    struct Holders(Mutex<(Vec<NodeId>, Vec<NodeId>)>);
+
+    impl Network for Holders {
+        fn send(&self, _: NodeId, _: Bytes) -> bool {
+            false
+        }
+        fn call(
+            &self,
+            node: NodeId,
+            _: Lane,
+            _: Bytes,
+            _: Duration,
+        ) -> isochrone_net::BoxFuture<'static, Result<Bytes, CallError>> {
+            let (holders, asked) = &mut *self.0.lock().unwrap();
+            asked.push(node);
+            let response = match holders.contains(&node) {
+                true => Response::Seen(None),
+                false => Response::Error(Error::NotServed("no shard of this node holds it".into())),
+            };
+            let mut answer = Vec::new();
+            put_ts(&mut answer, Timestamp::MIN);
+            answer.extend_from_slice(&response.encode());
+            Box::pin(std::future::ready(Ok(answer.into())))
+        }
+        fn set_peer(&self, _: NodeId, _: &str) {}
+        fn peers(&self) -> Vec<PeerStatus> {
+            Vec::new()
+        }
+    }
+
+    /// Whoever led a shard may have left its group: it says so, and is not asked for ever.
+    #[tokio::test]
+    async fn who_has_no_replica_any_more_costs_a_hop() {
+        let clock = Arc::new(Hlc::new(Arc::new(ManualClock::new(1_000_000)), Timestamp::MIN));
+        let engine = Arc::new(MemEngine::new());
+        let shards = Shards::open(engine, NodeId(5), clock.clone(), Config::default()).unwrap();
+        let local = Arc::new(LocalShards::new(shards, Arc::new(Never), Arc::new(NoWait), Routing::Cluster));
+        let network = Arc::new(Holders(Mutex::new((vec![NodeId(3)], Vec::new()))));
+        let router = Router::new(NodeId(5), local, clock, network.clone());
+        router.hear(vec![ReplicaStatus {
+            shard: ShardId(1),
+            range: KeyRange::all(),
+            epoch: 1,
+            members: vec![NodeId(1), NodeId(3)].into(),
+            leader: Some(NodeId(1)),
+            term: 6,
+            first_index: 1,
+            last_index: 10,
+            applied: 10,
+            bytes: 0,
+        }]);
+        let who = ReadAs { txn: TxnId(9), ts: Timestamp::from_micros(9), uncertain_to: Timestamp::MAX };
+        let asked = || std::mem::take(&mut network.0.lock().unwrap().1);
+        for expected in [vec![NodeId(1), NodeId(3)], vec![NodeId(3)]] {
+            assert_eq!(router.get(who, b"k").await, Ok(None));
+            assert_eq!(asked(), expected);
+        }
+        // All of them left: what was heard is of no use, and others are asked who has it.
+        network.0.lock().unwrap().0.clear();
+        assert!(router.get(who, b"k").await.is_err());
+        assert_eq!(asked(), [NodeId(3), NodeId(1)]);
+        assert!(!router.knows_everything());
     }
 
     #[test]
