@@ -90,6 +90,13 @@ impl Cluster {
         wished.as_ref().is_none_or(|wish| wish.contains(&node))
     }
 
+    /// May this node be given leaderships, as the wish says now?
+    pub(super) async fn stays(&self, node: NodeId) -> Result<bool, Error> {
+        let wish = self.wish().await?;
+        *self.wished.lock().expect("nothing panics while it is held") = wish;
+        Ok(self.may_stay(node))
+    }
+
     /// Who shall vote in every shard. `None`: nobody ever wished for others than the first.
     async fn wish(&self) -> Result<Option<Vec<NodeId>>, Error> {
         let store = self.store()?;
