@@ -31,12 +31,14 @@ pub enum Arena {
     Clocks,
     /// Disks that fail, rot and lose power.
     Disks,
+    /// Nodes that are replaced all the time, while links break and leaders move.
+    Members,
     /// One node that loses power ([`Options::one_node`]).
     OneNode,
 }
 
 impl Arena {
-    const ALL: [Arena; 9] = [
+    const ALL: [Arena; 10] = [
         Arena::Cluster,
         Arena::Hot,
         Arena::Registers,
@@ -45,6 +47,7 @@ impl Arena {
         Arena::External,
         Arena::Clocks,
         Arena::Disks,
+        Arena::Members,
         Arena::OneNode,
     ];
 
@@ -123,6 +126,22 @@ impl Arena {
             Arena::Clocks => Options {
                 seconds: 40,
                 faults: with(&[(Fault::ClockBeyond, 9_000), (Fault::Kill, 10_000)]),
+                ..cluster
+            },
+            Arena::Members => Options {
+                seconds: 40,
+                accounts: 12,
+                pause_us_max: 50_000,
+                faults: with(&[
+                    (Fault::Replace, 1_000),
+                    (Fault::Wipe, 16_000),
+                    (Fault::Partial, 500),
+                    (Fault::Isolate, 1_500),
+                    (Fault::Kill, 6_000),
+                    (Fault::Delay, 5),
+                    (Fault::Transfer, 4_000),
+                    (Fault::Drift, 1),
+                ]),
                 ..cluster
             },
             Arena::Disks => Options {

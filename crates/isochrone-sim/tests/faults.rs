@@ -115,3 +115,31 @@ fn wrong_clocks_are_noticed() {
         assert!(count(&seen, "clock beyond") > 1, "seed {seed}");
     }
 }
+
+/// Voters change all the time, also while the last change is under way; at the end the replicas are where the last wish wants
+/// them, and nowhere else (SIM6).
+#[test]
+fn nodes_are_replaced() {
+    let mut moved = 0;
+    for seed in 20..22 {
+        let seen = events(three_nodes(seed, 30, &[(Fault::Replace, 2_000), (Fault::Kill, 5_000)]));
+        moved += seen.iter().filter(|(name, n)| name == "asked to replace" && n[2] == 1).count();
+    }
+    assert!(moved > 8, "{moved}");
+}
+
+/// A lost disk's node is replaced by one that is new to the cluster, one after the other, until no founder is left; everything
+/// that was acknowledged is still there.
+#[test]
+fn disks_are_lost_for_good() {
+    let seen = events(three_nodes(23, 40, &[(Fault::Wipe, 2_000), (Fault::Power, 4_000)]));
+    let (wiped, filled) = (count(&seen, "wipe"), count(&seen, "place filled"));
+    assert!(wiped >= 3 && filled == wiped, "{wiped} wiped, {filled} filled");
+}
+
+#[test]
+fn disks_go_to_other_machines() {
+    let seen =
+        events(three_nodes(24, 20, &[(Fault::Swap, 1_000), (Fault::ClockStep, 1_000), (Fault::Drift, 1)]));
+    assert!(count(&seen, "swap") > 4, "{}", count(&seen, "swap"));
+}

@@ -93,11 +93,27 @@ fn seeds_that_found_something() {
         10_033,
         // While a clock stood still, the set-up repeated a commit that came too late without letting time pass.
         300_001_205,
+        // A learner that was removed knew a leader for ever, and kept its replica.
+        257,
     ];
     for seed in found {
         let options = Options::draw(seed, 3, 20, &Wanted::all());
         run(options.clone()).unwrap_or_else(|failure| panic!("{failure}\n{options}"));
     }
+}
+
+/// A gateway went on asking a node that had left a shard's group.
+#[test]
+fn seed_115_who_left_a_group_is_not_asked_for_ever() {
+    let faults = [Fault::Replace, Fault::Wipe, Fault::Swap, Fault::Kill];
+    let wanted = Wanted { faults: faults.into(), exactly: true, ..Wanted::all() };
+    run(Options::draw(115, 3, 30, &wanted)).unwrap();
+}
+
+/// Who began to lead the meta range gave leaderships to a node that was to leave, which gave them back.
+#[test]
+fn seed_1034_leaderships_do_not_go_to_who_leaves() {
+    run(Options::draw(1034, 3, 40, &Wanted::all())).unwrap();
 }
 
 /// The same, of lists with clocks that may be beyond their bound (`--workload append --faults all,clock-beyond`).
