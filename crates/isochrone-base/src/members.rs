@@ -5,6 +5,8 @@
 //! A learner gets the log and has no vote. In between, elections and commits need a majority of the new voters and one of the
 //! old ("joint consensus": Ongaro, "Consensus: Bridging Theory and Practice", 2014, section 4.3).
 
+use std::fmt;
+
 use crate::NodeId;
 use crate::codec::{DecodeError, Reader, put_u64};
 
@@ -30,6 +32,20 @@ impl From<Vec<NodeId>> for Members {
 impl From<&[NodeId]> for Members {
     fn from(voters: &[NodeId]) -> Members {
         Members::from(voters.to_vec())
+    }
+}
+
+/// `1 2 4`, `1 2 4 (before: 1 2 3)`, `1 2 3 (to come: 4)`.
+impl fmt::Display for Members {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |nodes: &[NodeId]| nodes.iter().map(NodeId::to_string).collect::<Vec<_>>().join(" ");
+        f.write_str(&list(&self.voters))?;
+        for (what, nodes) in [("before", &self.outgoing), ("to come", &self.learners)] {
+            if !nodes.is_empty() {
+                write!(f, " ({what}: {})", list(nodes))?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -523,6 +523,10 @@ impl Store {
         reply: oneshot::Sender<Result<(), String>>,
         out: &mut Output,
     ) {
+        // A log that waits for whatever would make its group again: a split, a snapshot, its leader.
+        if !self.groups.contains_key(&shard) && !Extent::of(&*self.env.shared.log, shard).is_untouched() {
+            self.create_blank(shard, self.config().recovering);
+        }
         let refused = match self.groups.get(&shard) {
             None => "it is not on this node",
             Some(g) if g.is_installing() => "a snapshot is being installed",

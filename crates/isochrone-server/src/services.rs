@@ -197,6 +197,11 @@ impl Services {
         Ok(here.into_iter().chain(others.into_iter().flat_map(|(_, r)| r)).collect())
     }
 
+    /// The shards that this node's log holds something of.
+    pub(crate) fn logged(&self) -> Vec<ShardId> {
+        self.log.shards()
+    }
+
     /// The transactions with records or locks on this node.
     pub(crate) fn transactions_here(&self) -> Vec<TxnInfo> {
         let mut found: BTreeMap<TxnId, TxnInfo> = BTreeMap::new();

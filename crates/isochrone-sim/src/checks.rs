@@ -440,17 +440,6 @@ pub(crate) fn level(nodes: &[Arc<Node>]) -> bool {
     })
 }
 
-/// What keeps replicas from being [`level`], for a report.
-pub(crate) fn differences(nodes: &[Arc<Node>]) -> String {
-    let mut lines = vec!["some replicas stay behind".to_string()];
-    for node in nodes {
-        for s in node.local.shards().states_light() {
-            lines.push(format!("node {}: shard {} at {}, {:?}", node.id, s.shard, s.applied, s.members));
-        }
-    }
-    lines.join("\n  ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -273,8 +273,17 @@ impl Fleet {
             let near = |of: Vec<&LogIndex>| {
                 of.iter().max().zip(of.iter().min()).is_none_or(|(a, b)| **a - **b <= LEVEL_MAX)
             };
-            members.is_settled() && of.is_some_and(near)
+            self.is_settled(shard, members, Some(node)) && of.is_some_and(near)
         })
+    }
+
+    /// Is no change of a shard's members under way, and do all of them, but for one, know of the last?
+    fn is_settled(&self, shard: ShardId, members: &Members, but: Option<NodeId>) -> bool {
+        let knows = |n: &NodeId| {
+            let replica = self.replicas.get(n).and_then(|all| all.get(&shard));
+            replica.is_some_and(|replica| replica.members == *members)
+        };
+        members.is_settled() && members.voters.iter().filter(|n| Some(**n) != but).all(knows)
     }
 
     /// The members of every shard, as whoever had applied most when it was seen last has them.
@@ -332,10 +341,8 @@ impl Fleet {
     /// Once others have a lost node's place everywhere, disks fail again.
     fn look_after_vacancy(&mut self) {
         let Some(gone) = self.vacant else { return };
-        let have =
-            |n: &NodeId, shard: ShardId| self.replicas.get(n).is_some_and(|all| all.contains_key(&shard));
         let is_full = |(shard, members): (ShardId, &Members)| {
-            members.is_settled() && !members.contains(gone) && members.voters.iter().all(|n| have(n, shard))
+            !members.contains(gone) && self.is_settled(shard, members, None)
         };
         if self.groups().into_iter().all(is_full) {
             self.world.note("place filled", &[u64::from(gone.0)]);
@@ -509,12 +516,15 @@ impl Fleet {
         }) && self.world.wishes().iter().all(|wish| most(wish, &|_| true))
     }
 
-    /// Where a node stands, for a report.
-    pub(crate) fn stage(&self, node: NodeId) -> String {
-        match self.places.get(&node) {
-            Some(Place::Up(life, _)) => life.stage(),
-            _ => "down".into(),
-        }
+    /// Where all nodes stand, for a report.
+    pub(crate) fn stages(&self) -> String {
+        let stage = |(node, place): (&NodeId, &Place)| match place {
+            Place::Up(life, _) => format!("node {node}: {}", life.stage()),
+            Place::Down(_) if self.world.is_present(*node) => format!("node {node}: down"),
+            Place::Down(_) => format!("node {node}: gone"),
+        };
+        let all: Vec<_> = self.places.iter().map(stage).collect();
+        format!("wishes {:?}\n  {}", self.world.wishes(), all.join("\n  "))
     }
 
     /// Are all of these up, and say so of themselves?

@@ -223,7 +223,7 @@ impl Run {
                 } else {
                     "who takes a lost node's place"
                 };
-                return Err(Found::new("SIM4", format!("{what} does not catch up")));
+                return Err(Found::new("SIM4", format!("{what} does not catch up; {}", self.fleet.stages())));
             }
         }
         Ok(())
@@ -258,8 +258,10 @@ impl Run {
         while !self.fleet.all(&core, life::Life::is_settled) {
             self.step()?;
             if self.fleet.now > until {
-                let lags: Vec<_> = core.iter().map(|n| format!("{n}: {}", self.fleet.stage(*n))).collect();
-                return Err(Found::new("SIM8", format!("no end after {SETTLE_MAX:?}; {}", lags.join("; "))));
+                return Err(Found::new(
+                    "SIM8",
+                    format!("no end after {SETTLE_MAX:?}; {}", self.fleet.stages()),
+                ));
             }
         }
         Ok(())
@@ -287,10 +289,8 @@ impl Run {
         while !ready(&self.fleet) {
             self.step()?;
             if self.fleet.now > until {
-                return Err(Found::new(
-                    "SIM8",
-                    format!("with all nodes up a replica is in doubt or missing after {SETTLE_MAX:?}"),
-                ));
+                let what = format!("with all nodes up a replica is in doubt or missing after {SETTLE_MAX:?}");
+                return Err(Found::new("SIM8", format!("{what}; {}", self.fleet.stages())));
             }
         }
         Ok(())
@@ -315,7 +315,10 @@ impl Run {
         while !checks::level(&self.nodes()) {
             self.step()?;
             if self.fleet.now > until {
-                return Err(Found::new("SIM6", checks::differences(&self.nodes())));
+                return Err(Found::new(
+                    "SIM6",
+                    format!("some replicas stay behind; {}", self.fleet.stages()),
+                ));
             }
         }
         bounds::at_the_end(&self.fleet)?;

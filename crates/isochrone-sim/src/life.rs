@@ -209,17 +209,18 @@ impl Life {
         let prepared: usize = states.iter().map(|s| s.prepared).sum();
         let leading = states.iter().filter(|s| s.serving).count();
         let stage = *self.state.stage.lock().expect("one thread");
-        // Of each shard: what it has applied, and what its log holds; the leader's is marked.
+        // Of each shard: who takes part, what it has applied, and what its log holds; the leader's is marked.
         let shards: Vec<_> = states
             .iter()
             .map(|s| {
                 let last = self.node.log.last_index(s.shard).unwrap_or_default();
                 let mark = if s.leads.is_some() { "*" } else { "" };
-                format!("{}{mark} at {} of {last}", s.shard, s.applied)
+                format!("{}{mark} of {} at {} of {last}", s.shard, s.members, s.applied)
             })
             .collect();
+        let doubt = if self.is_whole() { "" } else { "in doubt, " };
         format!(
-            "{stage}, {prepared} prepares, serves {leading} of {} shards ({})",
+            "{stage}, {doubt}{prepared} prepares, serves {leading} of {} shards ({})",
             states.len(),
             shards.join(", ")
         )

@@ -12,13 +12,13 @@
 //! How it fails: while the new node is not there, or the shard has no quorum, nothing moves and nothing is lost; the wish can be
 //! replaced by another at any time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use isochrone_api as api;
 use isochrone_base::codec::{DecodeError, Reader, put_u64};
 use isochrone_base::{LogIndex, Members, NodeId, ShardId, Term, keyspace};
-use isochrone_consensus::Step;
+use isochrone_consensus::{GroupStatus, Step};
 use isochrone_txn::kv::{Error, Lock, TxnOptions};
 
 use super::Cluster;
@@ -215,12 +215,14 @@ impl Cluster {
         if self.identity.is_alone() {
             return;
         }
-        let Ok(status) = self.groups.status().await else { return };
+        let (Ok(status), Ok(services)) = (self.groups.status().await, self.services()) else { return };
         let me = self.identity.node;
-        for (shard, group) in status {
-            if group.leading || (group.leader.is_some() && group.members.contains(me)) {
-                continue;
-            }
+        let belongs = |g: &GroupStatus| g.leading || (g.leader.is_some() && g.members.contains(me));
+        // A log without a group would wait for ever for what makes the group again.
+        let removed = self.local.shards().removed();
+        let unclear = services.logged().into_iter().filter(|shard| !removed.contains(shard));
+        let unclear: BTreeSet<ShardId> = unclear.chain(status.keys().copied()).collect();
+        for shard in unclear.into_iter().filter(|shard| !status.get(shard).is_some_and(belongs)) {
             let others = self.live().into_iter().filter(|n| *n != me);
             let ask = Ask::Standing { shard };
             let asked = others.map(|n| self.ask::<Vec<Standing>>(n, &ask, ASK_WAIT_MAX));
@@ -228,9 +230,7 @@ impl Cluster {
             let word = answers.into_iter().filter_map(|a| a.ok()?.pop()).max_by_key(|s| s.applied);
             let Some(word) = word.filter(|s| !s.members.contains(me)) else { continue };
             // From now on this node has to ask for these keys elsewhere.
-            if let Ok(services) = self.services()
-                && let Ok(all) = services.replicas_of_all().await
-            {
+            if let Ok(all) = services.replicas_of_all().await {
                 self.router.hear(all.into_iter().filter(|r| !r.members.contains(me)).collect());
             }
             if let Ok(Err(why)) = self.groups.remove(shard, word.applied).await {
