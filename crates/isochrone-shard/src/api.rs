@@ -142,6 +142,8 @@ pub enum Prepared {
     Committed(Timestamp),
     /// Refused for good: `aborted` stands in the log (R12).
     Refused(String),
+    /// Refused for good: the piece is not wholly in one shard. What its sender knows of where keys live is old.
+    OutOfRange,
     /// Refused for good, for this reason alone: its timestamp would be this, and what it validated on other shards was
     /// validated only up to its candidate (R13). A new attempt that validates everything anew may succeed.
     Pushed(Timestamp),

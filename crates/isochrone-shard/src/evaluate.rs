@@ -148,7 +148,7 @@ impl Shard {
             let inside = piece.writes.iter().all(|w| g.repl.range.contains(&w.key))
                 && piece.validate.iter().all(|v| g.repl.range.contains_range(&v.range));
             if !inside {
-                return Ok(self.refuse(g, piece, "the piece is not wholly in one shard any more".into()));
+                return Ok(self.refuse_with(g, piece, Prepared::OutOfRange));
             }
             // R11.4
             for w in &piece.writes {

@@ -577,6 +577,7 @@ impl Response {
                         out.push(5);
                         put_ts(&mut out, *p);
                     }
+                    Prepared::OutOfRange => out.push(6),
                 }
             }
             Response::Anchor(reply) => {
@@ -636,6 +637,7 @@ impl Response {
                 3 => Prepared::Refused(take_text(r)?),
                 4 => Prepared::PastDeadline,
                 5 => Prepared::Pushed(r.ts()?),
+                6 => Prepared::OutOfRange,
                 _ => return Err(DecodeError::Invalid("answer to a prepare")),
             }),
             6 => Response::Anchor(match r.u8()? {
@@ -793,6 +795,7 @@ mod tests {
             ts().prop_map(|p| Response::Prepared(Prepared::At(p))),
             ts().prop_map(|c| Response::Prepared(Prepared::Committed(c))),
             ".*".prop_map(|why| Response::Prepared(Prepared::Refused(why))),
+            Just(Response::Prepared(Prepared::OutOfRange)),
             Just(Response::Prepared(Prepared::PastDeadline)),
             decision().prop_map(|d| Response::Anchor(AnchorReply::Decided(d))),
             Just(Response::Anchor(AnchorReply::Undecided)),

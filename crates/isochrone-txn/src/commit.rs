@@ -47,6 +47,8 @@ use crate::txn::Txn;
 pub const PIECE_BYTES_MAX: usize = LOG_ENTRY_BYTES_MAX / 2;
 /// What a write costs in a log entry beside key and value, at most about.
 const WRITE_BYTES: usize = 32;
+/// Why an attempt ends whose piece lies in two shards.
+const OUT_OF_RANGE: &str = "the piece is not wholly in one shard any more";
 /// Attempts that follow one that was pushed (C6). Each was pushed by a read of what it writes, between its first step and
 /// its second.
 const PUSHED_MAX: u32 = 3;
@@ -377,6 +379,7 @@ async fn commit_one(
         }
         // Its own anchor: the refusal's record is the anchor's record.
         Ok(Prepared::Refused(why)) => return Ok(Err(Error::Serialization(why))),
+        Ok(Prepared::OutOfRange) => return Ok(Err(Error::Serialization(OUT_OF_RANGE.into()))),
         Ok(Prepared::Pushed(to)) => return Err(Pushed { to, piece, locks }),
         Ok(Prepared::PastDeadline) => GiveUp::past_deadline(),
         Ok(Prepared::At(p)) => {
@@ -473,6 +476,7 @@ async fn prepare(coordinator: &Coordinator, piece: &Piece) -> Result<Answer, Giv
         }
         Ok(Prepared::Committed(c)) => Ok(Answer::Committed(c)),
         Ok(Prepared::Refused(why)) => Err(GiveUp::refused(why)),
+        Ok(Prepared::OutOfRange) => Err(GiveUp::refused(OUT_OF_RANGE.into())),
         Ok(Prepared::Pushed(to)) => Err(GiveUp::refused(format!("pushed to {to}"))),
         Ok(Prepared::PastDeadline) => Err(GiveUp::past_deadline()),
         Err(e) => Err(GiveUp::unanswered(coordinator, piece, e)),

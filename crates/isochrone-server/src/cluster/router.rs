@@ -329,6 +329,10 @@ impl Router {
                 }
                 Ok(Response::Error(error)) => return Err(error),
                 Ok(answer) => {
+                    // The shard was split, and nobody told a node that has no replica of it.
+                    if answer == Response::Prepared(Prepared::OutOfRange) {
+                        self.routes().forget(key);
+                    }
                     if asked.len() > 1 {
                         self.leaders().insert(shard, node);
                     }
@@ -734,14 +738,17 @@ mod tests {
             &self,
             node: NodeId,
             _: Lane,
-            _: Bytes,
+            body: Bytes,
             _: Duration,
         ) -> isochrone_net::BoxFuture<'static, Result<Bytes, CallError>> {
+            let (_, body) = super::super::take_stamp(body.slice(1..)).unwrap();
+            let request = Request::decode(body).unwrap();
             let (holders, asked) = &mut *self.0.lock().unwrap();
             asked.push(node);
-            let response = match holders.contains(&node) {
-                true => Response::Seen(None),
-                false => Response::Error(Error::NotServed("no shard of this node holds it".into())),
+            let response = match (holders.contains(&node), request.key()) {
+                (true, b"split") => Response::Prepared(Prepared::OutOfRange),
+                (true, _) => Response::Seen(None),
+                (false, _) => Response::Error(Error::NotServed("no shard of this node holds it".into())),
             };
             let mut answer = Vec::new();
             put_ts(&mut answer, Timestamp::MIN);
@@ -763,7 +770,7 @@ mod tests {
         let local = Arc::new(LocalShards::new(shards, Arc::new(Never), Arc::new(NoWait), Routing::Cluster));
         let network = Arc::new(Holders(Mutex::new((vec![NodeId(3)], Vec::new()))));
         let router = Router::new(NodeId(5), local, clock, network.clone());
-        router.hear(vec![ReplicaStatus {
+        let heard = ReplicaStatus {
             shard: ShardId(1),
             range: KeyRange::all(),
             epoch: 1,
@@ -774,14 +781,20 @@ mod tests {
             last_index: 10,
             applied: 10,
             bytes: 0,
-        }]);
+        };
+        router.hear(vec![heard.clone()]);
         let who = ReadAs { txn: TxnId(9), ts: Timestamp::from_micros(9), uncertain_to: Timestamp::MAX };
         let asked = || std::mem::take(&mut network.0.lock().unwrap().1);
         for expected in [vec![NodeId(1), NodeId(3)], vec![NodeId(3)]] {
             assert_eq!(router.get(who, b"k").await, Ok(None));
             assert_eq!(asked(), expected);
         }
-        // All of them left: what was heard is of no use, and others are asked who has it.
+        // It was split, and nobody said so: others are asked where its keys are.
+        let piece = PieceId { txn: TxnId(9), piece: 0, key: b"split".to_vec(), deadline: Timestamp::MAX };
+        assert!(router.probe(piece).await.is_err() && !router.knows_everything());
+        assert_eq!(asked(), [NodeId(3)]);
+        router.hear(vec![heard]);
+        // All of them left: what was heard is of no use.
         network.0.lock().unwrap().0.clear();
         assert!(router.get(who, b"k").await.is_err());
         assert_eq!(asked(), [NodeId(3), NodeId(1)]);
