@@ -524,7 +524,9 @@ impl Store {
         out: &mut Output,
     ) {
         // A log that waits for whatever would make its group again: a split, a snapshot, its leader.
-        if !self.groups.contains_key(&shard) && !Extent::of(&*self.env.shared.log, shard).is_untouched() {
+        let log = &self.env.shared.log;
+        let is_logged = log.hard_state(shard).is_some() || !Extent::of(&**log, shard).is_untouched();
+        if is_logged && !self.groups.contains_key(&shard) {
             self.create_blank(shard, self.config().recovering);
         }
         let refused = match self.groups.get(&shard) {
