@@ -207,6 +207,7 @@ impl Node {
         self.pending.extend(out.log);
         self.snapshots.extend(out.snapshots);
         out.installs.into_iter().for_each(|i| i.start(&self.inbox));
+        out.removals.into_iter().for_each(|r| r.start(&self.inbox));
         out.messages
     }
 

@@ -379,6 +379,34 @@ fn a_learner_that_hears_nothing_knows_no_leader() {
     assert_eq!(leader(&mut node), None);
 }
 
+/// C9. A learner lost power before its snapshot was in, and was removed meanwhile: nothing makes its group again.
+#[test]
+fn a_log_without_a_group_is_removed_and_remembers_what_it_may_have_said() {
+    let voted = HardState { term: 5, vote: 2, commit: 0 };
+    let logs = [
+        LogBatch { hard_states: vec![(SHARD, voted)], ..LogBatch::default() },
+        LogBatch { hard_states: vec![(SHARD, voted)], resets: vec![(SHARD, 12, 5)], ..LogBatch::default() },
+    ];
+    for batch in logs {
+        let log: Arc<MemLog> = Arc::default();
+        log.write(batch);
+        let mut node =
+            Node::empty(StoreConfig { recovering: true, ..StoreConfig::new(NodeId(4)) }, log.clone(), 11);
+        let mut answer = node.handle.remove(SHARD, (7, 20));
+        (0..3).for_each(|_| node.settle());
+        assert_eq!(answer.try_recv().unwrap(), Ok(()));
+        assert_eq!(log.begin(SHARD), Some((21, 7)));
+        assert!(log.hard_state(SHARD).unwrap().term >= 7);
+        let mut status = node.handle.status();
+        node.step();
+        assert!(status.try_recv().unwrap().is_empty() && !node.store.is_doubtful());
+        // Of a shard that it knows nothing of, there is nothing to remove.
+        let mut answer = node.handle.remove(ShardId(99), (7, 20));
+        node.settle();
+        assert!(answer.try_recv().unwrap().is_err());
+    }
+}
+
 #[test]
 fn messages_wait_for_a_group_that_a_split_creates_a_moment_later() {
     let mut t = Trio::new(0);
