@@ -49,14 +49,20 @@ pub struct SimArgs {
     /// Begins no more seeds once so much CPU time was used, in seconds; with --bug all, for each bug.
     #[arg(long, value_name = "N")]
     pub cpu_seconds: Option<u64>,
-    /// What clients do: bank, append, register; all: each seed picks; or a file of your own that ends in .sql (see
-    /// docs/simulation.md).
+    /// What clients do: names, exactly these, of bank, append, register; all: each seed picks; or a file of your own that ends
+    /// in .sql (see docs/simulation.md).
     #[arg(long, value_name = "LIST", default_value = "all")]
     pub workload: String,
     /// The level of the transactions that append: serializable, external, repeatable-read, read-committed; all: each seed
     /// picks among them, but not external, where a COMMIT waits for clocks.
     #[arg(long, value_name = "LEVEL", default_value = "all")]
     pub level: String,
+    /// Clients of each workload, per node; without it, each seed picks.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100))]
+    pub clients: Option<u64>,
+    /// Nothing goes wrong before the tables are made.
+    #[arg(long)]
+    pub late: bool,
     /// How many nodes: 1, or 3 and more.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub nodes: u32,
@@ -124,14 +130,14 @@ fn read(args: &SimArgs) -> Result<Asked> {
     if args.trace.is_some() && args.seeds > 1 {
         bail!("--trace writes one run: leave --seeds away");
     }
-    let mut wanted = Wanted::all();
+    let mut wanted = Wanted { clients: args.clients, late: args.late, ..Wanted::all() };
     if args.workload.ends_with(".sql") {
         let text = std::fs::read_to_string(&args.workload)
             .with_context(|| format!("cannot read {}", args.workload))?;
         let script = Script::parse(&text).map_err(|e| anyhow::anyhow!("{}: {e}", args.workload))?;
         wanted.custom = Some(Arc::new(script));
     } else if args.workload != "all" {
-        wanted.workloads = BTreeSet::new();
+        (wanted.workloads, wanted.every_workload) = (BTreeSet::new(), true);
         for name in args.workload.split(',') {
             let known = Workload::ALL.iter().find(|(_, n)| *n == name).map(|(w, _)| *w);
             let names: Vec<_> = Workload::ALL.iter().map(|(_, n)| *n).collect();
@@ -334,12 +340,23 @@ fn show(args: &SimArgs, asked: &Asked, options: Options, failure: Box<Failure>) 
     }
     println!("\nVIOLATION of {}: {failure}\n", failure.found.id);
     println!("see it again: isochrone sim {}", again(args, &options));
-    println!("every event of it: add --trace FILE; make it smaller: add --shrink");
+    let smaller = if args.shrink { "" } else { "; make it smaller: add --shrink" };
+    println!("every event of it: add --trace FILE{smaller}");
     Ok(())
 }
 
-/// The arguments that show a run again, as far as arguments can say it.
+/// The arguments that show a run again.
 fn again(args: &SimArgs, options: &Options) -> String {
+    let mut args = args.clone();
+    let joined = |names: Vec<&str>, or: &str| if names.is_empty() { or.to_string() } else { names.join(",") };
+    if args.shrink {
+        // As small as it was made: what it has, name by name.
+        args.faults = joined(options.faults.keys().map(|f| f.name()).collect(), "none");
+        if options.custom.is_none() {
+            args.workload = joined(options.workloads.iter().map(|w| w.name()).collect(), "all");
+        }
+        (args.seconds, args.clients, args.late) = (options.seconds, Some(options.clients), !options.early);
+    }
     let mut out = format!("--seed {}", options.seed);
     if args.nodes != 3 {
         out += &format!(" --nodes {}", args.nodes);
@@ -354,11 +371,14 @@ fn again(args: &SimArgs, options: &Options) -> String {
             out += &format!(" {flag} {value}");
         }
     }
+    if let Some(clients) = args.clients {
+        out += &format!(" --clients {clients}");
+    }
+    if args.late {
+        out += " --late";
+    }
     if let Some(bug) = &args.bug {
         out += &format!(" --bug {bug}");
-    }
-    if args.shrink {
-        out += " --shrink";
     }
     out
 }
@@ -422,4 +442,47 @@ fn many(args: &SimArgs, asked: &Asked) -> Result<Total> {
         Ok(())
     })?;
     Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::shrink::smaller;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: SimArgs,
+    }
+
+    fn parse(line: &str) -> SimArgs {
+        Line::try_parse_from(["sim"].into_iter().chain(line.split(' '))).unwrap().args
+    }
+
+    /// Whatever a run was made into, the line that is printed is that run.
+    #[test]
+    fn what_is_printed_shows_the_run_again() {
+        for line in [
+            "--shrink",
+            "--shrink --workload append,bank --level external",
+            "--shrink --faults drop,kill --nodes 5",
+        ] {
+            for seed in 1..20 {
+                let args = SimArgs { seed, ..parse(line) };
+                let drawn = Options::draw(seed, args.nodes, args.seconds, &read(&args).unwrap().wanted);
+                let at = Duration::from_secs(20);
+                let once = smaller(&drawn, at).into_iter().map(|(_, o)| o);
+                let twice = once.clone().flat_map(|o| smaller(&o, at)).map(|(_, o)| o);
+                for options in [drawn.clone()].into_iter().chain(once).chain(twice) {
+                    let line = again(&args, &options);
+                    let args = parse(&line);
+                    let drawn =
+                        Options::draw(args.seed, args.nodes, args.seconds, &read(&args).unwrap().wanted);
+                    assert_eq!(drawn, options, "{line}");
+                }
+            }
+        }
+    }
 }

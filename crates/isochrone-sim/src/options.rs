@@ -381,25 +381,27 @@ impl Options {
         Options { nodes: 3, clients: 1, faults, ..Options::quiet(seed) }
     }
 
-    /// Draws a run from a seed: of the workloads and the kinds of trouble that are wanted, some. With `exactly`, all.
+    /// Draws a run from a seed: of the workloads and the kinds of trouble that are wanted, some. With `exactly`, all. What is not
+    /// wanted leaves the draws of everything else as they are.
     pub fn draw(seed: u64, nodes: u32, seconds: u64, wanted: &Wanted) -> Options {
         let random = SplitMix64::split(seed, "options");
         let mut options = Options { nodes, seconds, ..Options::quiet(seed) };
-        let all: Vec<Workload> = wanted.workloads.iter().copied().collect();
-        options.workloads = all.iter().copied().filter(|_| random.below(2) == 0).collect();
-        if options.workloads.is_empty() || wanted.exactly {
+        let picked = Workload::ALL.iter().filter(|_| random.below(2) == 0).map(|(w, _)| *w);
+        options.workloads = picked.filter(|w| wanted.workloads.contains(w)).collect();
+        if options.workloads.is_empty() || wanted.exactly || wanted.every_workload {
             options.workloads = wanted.workloads.clone();
         }
         if let Some(script) = &wanted.custom {
             (options.workloads, options.custom) = (BTreeSet::new(), Some(script.clone()));
         }
         options.clients = 1 + random.below(3);
+        options.clients = wanted.clients.unwrap_or(options.clients);
         options.pause_us_max = [5_000, 50_000, 500_000][random.below(3) as usize];
         let levels = [Level::Serializable, Level::Serializable, Level::RepeatableRead, Level::ReadCommitted];
         options.level = levels[random.below(4) as usize];
         options.level = wanted.level.unwrap_or(options.level);
         options.accounts = [4, 12, 40][random.below(3) as usize];
-        options.early = random.below(4) == 0;
+        options.early = random.below(4) == 0 && !wanted.late;
         for (fault, name) in Fault::ALL {
             let random = SplitMix64::split(seed, &format!("fault {name}"));
             let (on, number) = (random.below(2) == 0, fault.draw(&random));
@@ -440,6 +442,12 @@ pub struct Wanted {
     pub faults: BTreeSet<Fault>,
     /// All of it, instead of what the seed picks.
     pub exactly: bool,
+    /// All workloads, whatever the seed picks.
+    pub every_workload: bool,
+    /// So many clients of each, instead of what the seed picks.
+    pub clients: Option<u64>,
+    /// No trouble while tables are made.
+    pub late: bool,
     /// A user's workload, instead.
     pub custom: Option<Arc<Script>>,
     /// The level of the transactions that append; `None`: each seed picks, but not [`Level::External`], where a COMMIT
@@ -454,6 +462,9 @@ impl Wanted {
             workloads: Workload::ALL.iter().map(|(w, _)| *w).collect(),
             faults: Fault::ALL.iter().map(|(f, _)| *f).filter(|f| *f != Fault::ClockBeyond).collect(),
             exactly: false,
+            every_workload: false,
+            clients: None,
+            late: false,
             custom: None,
             level: None,
         }

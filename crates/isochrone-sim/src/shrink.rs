@@ -54,7 +54,7 @@ fn still_smaller(candidate: &Options, best: &Options) -> bool {
         && candidate.clients <= best.clients
 }
 
-fn smaller(options: &Options, failed_at: Duration) -> Vec<(String, Options)> {
+pub(crate) fn smaller(options: &Options, failed_at: Duration) -> Vec<(String, Options)> {
     let mut out = Vec::new();
     let mut offer = |what: String, change: &dyn Fn(&mut Options)| {
         let mut smaller = options.clone();
