@@ -290,7 +290,7 @@ impl<'a> World<'a> {
                 let found = match answer.unwrap() {
                     Prepared::At(p) => Record::Prepared(p),
                     Prepared::Committed(c) => Record::Committed(c),
-                    Prepared::Refused(_) | Prepared::Pushed(_) => Record::Aborted,
+                    Prepared::Refused(_) | Prepared::Pushed(_) | Prepared::OutOfRange => Record::Aborted,
                     Prepared::PastDeadline => Record::None,
                 };
                 assert_eq!(found, after.record(t, i), "{step:?}");

@@ -1,11 +1,12 @@
 //! `isochrone sim`: runs clusters under seeds, prints what was drawn, what was found, and how to see it again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc::RecvTimeoutError;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -18,6 +19,8 @@ use crate::{Failure, Fault, Level, Options, Report, Sink, Wanted, Workload, bugs
 
 /// Events shown before a finding.
 const SHOWN_MAX: usize = 40;
+/// After this long without the end of any seed, those that run are named: one may never end.
+const QUIET: Duration = Duration::from_secs(120);
 /// Stack of a thread that runs a seed: statements nest.
 const STACK_BYTES: usize = 64 << 20;
 
@@ -390,9 +393,11 @@ fn many(args: &SimArgs, asked: &Asked) -> Result<Total> {
     let budget_ns = args.cpu_seconds.map_or(u64::MAX, |s| s.saturating_mul(1_000_000_000));
     let (sender, ended) = mpsc::sync_channel::<(u64, Result<Report, Box<Failure>>)>(threads);
     let mut total = Total::default();
+    let running: Mutex<BTreeMap<u64, Options>> = Mutex::default();
     std::thread::scope(|scope| -> Result<()> {
         for _ in 0..threads.min(usize::try_from(args.seeds).unwrap_or(threads)) {
-            let (next, used_ns, sender) = (&next, &used_ns, sender.clone());
+            let (next, used_ns, running, sender) = (&next, &used_ns, &running, sender.clone());
+            let lock = || running.lock().expect("nothing panics while it is held");
             let work = move || {
                 bank::put_back(asked.bug);
                 let mut before = bugs::cpu_time();
@@ -409,7 +414,10 @@ fn many(args: &SimArgs, asked: &Asked) -> Result<Total> {
                     }
                     let seed = args.seed.wrapping_add(n);
                     let options = Options::draw(seed, args.nodes, args.seconds, &asked.wanted);
-                    if sender.send((n, run(options))).is_err() {
+                    lock().insert(seed, options.clone());
+                    let result = run(options);
+                    lock().remove(&seed);
+                    if sender.send((n, result)).is_err() {
                         return;
                     }
                 }
@@ -421,9 +429,22 @@ fn many(args: &SimArgs, asked: &Asked) -> Result<Total> {
         }
         drop(sender);
         // Added up in the order of seeds, whatever the order in which they end.
-        let mut waiting = std::collections::BTreeMap::new();
-        let mut added = 0;
-        for (n, result) in &ended {
+        let mut waiting = BTreeMap::new();
+        let (mut added, mut quiet) = (0, Duration::ZERO);
+        loop {
+            let (n, result) = match ended.recv_timeout(QUIET) {
+                Ok(next) => next,
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    quiet += QUIET;
+                    eprintln!("no seed has ended for {quiet:?}; these run:");
+                    for options in running.lock().expect("nothing panics while it is held").values() {
+                        eprintln!("  isochrone sim {}", again(args, options));
+                    }
+                    continue;
+                }
+            };
+            quiet = Duration::ZERO;
             if let Err(failure) = &result {
                 let options = Options::draw(failure.seed, args.nodes, args.seconds, &asked.wanted);
                 println!("VIOLATION of {}: {failure}", failure.found.id);

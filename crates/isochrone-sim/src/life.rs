@@ -292,7 +292,10 @@ fn news(node: Arc<Node>, several: bool) -> Duty {
 /// What a server does about who leads shards, and who holds them.
 fn places(node: Arc<Node>, several: bool) -> Duty {
     Box::pin(async move {
-        while several {
+        if !several {
+            return;
+        }
+        loop {
             tokio::time::sleep(PLACE_EVERY).await;
             node.cluster.release_orphans().await;
             // What does not work now is tried again.
