@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use isochrone_base::{LogIndex, Members, NodeId, ShardId};
+use isochrone_base::{LogIndex, NodeId, ShardId};
 use isochrone_env::SplitMix64;
 use isochrone_env::fake;
-use isochrone_shard::ShardState;
 
 use crate::life::Life;
 use crate::options::Fault;
+use crate::replicas::{Replicas, is_majority};
 use crate::rot::{self, Rotten};
 use crate::world::{Found, World};
 use crate::{STEP, panics};
@@ -46,12 +46,6 @@ struct Hurt {
     target: Option<(BTreeMap<ShardId, LogIndex>, Duration)>,
 }
 
-/// What was seen of a replica.
-struct Replica {
-    applied: LogIndex,
-    members: Members,
-}
-
 /// See the module.
 pub(crate) struct Fleet {
     pub(crate) world: Arc<World>,
@@ -67,8 +61,7 @@ pub(crate) struct Fleet {
     /// Nodes that are down, and whose logs are damaged before they start.
     rotting: BTreeMap<NodeId, Fault>,
     rot: SplitMix64,
-    /// The replicas that each node had when it was seen last.
-    replicas: BTreeMap<NodeId, BTreeMap<ShardId, Replica>>,
+    replicas: Replicas,
     /// The node whose log has lost something, until it has caught up.
     hurt: Option<Hurt>,
     /// The node whose disk is gone, until others have its place in every shard.
@@ -96,7 +89,7 @@ impl Fleet {
             supervisor: SplitMix64::split(world.options.seed, "supervisor"),
             rotting: BTreeMap::new(),
             rot: SplitMix64::split(world.options.seed, "rot"),
-            replicas: BTreeMap::new(),
+            replicas: Replicas::default(),
             hurt: None,
             vacant: None,
             crashes: 0,
@@ -182,8 +175,7 @@ impl Fleet {
 
     /// Takes the power from a node, and lets its log rot while it is down. Of several nodes only one at a time.
     pub(crate) fn rot(&mut self, node: NodeId, fault: Fault) {
-        let has_some = self.replicas.get(&node).is_some_and(|all| !all.is_empty());
-        if self.is_complete() && self.rotting.is_empty() && has_some {
+        if self.is_complete() && self.rotting.is_empty() && self.replicas.has_some(node) {
             self.end(node, true);
             self.rotting.insert(node, fault);
         }
@@ -199,7 +191,7 @@ impl Fleet {
         world.fault("wipe", &[u64::from(node.0), u64::from(new.0)]);
         self.end(node, true);
         self.places.insert(node, Place::Down(None));
-        self.replicas.remove(&node);
+        self.replicas.forget(node);
         self.vacant = Some(node);
         // What it has acknowledged, one other node may be the only one to have.
         world.nodes().iter().for_each(|other| world.machines[other].disk.disarm());
@@ -267,35 +259,14 @@ impl Fleet {
                 applied.entry(meta.shard).or_default().insert(other, meta.applied);
             }
         }
-        self.groups().into_iter().all(|(shard, members)| {
+        self.replicas.groups().into_iter().all(|(shard, members)| {
             let others = members.voters.iter().filter(|n| **n != node);
             let of: Option<Vec<_>> = others.map(|n| applied.get(&shard)?.get(n)).collect();
             let near = |of: Vec<&LogIndex>| {
                 of.iter().max().zip(of.iter().min()).is_none_or(|(a, b)| **a - **b <= LEVEL_MAX)
             };
-            self.is_settled(shard, members, Some(node)) && of.is_some_and(near)
+            self.replicas.is_settled(shard, members, Some(node)) && of.is_some_and(near)
         })
-    }
-
-    /// Is no change of a shard's members under way, and do all of them, but for one, know of the last?
-    fn is_settled(&self, shard: ShardId, members: &Members, but: Option<NodeId>) -> bool {
-        let knows = |n: &NodeId| {
-            let replica = self.replicas.get(n).and_then(|all| all.get(&shard));
-            replica.is_some_and(|replica| replica.members == *members)
-        };
-        members.is_settled() && members.voters.iter().filter(|n| Some(**n) != but).all(knows)
-    }
-
-    /// The members of every shard, as whoever had applied most when it was seen last has them.
-    fn groups(&self) -> BTreeMap<ShardId, &Members> {
-        let mut all: BTreeMap<ShardId, &Replica> = BTreeMap::new();
-        for (shard, replica) in self.replicas.values().flatten() {
-            let best = all.entry(*shard).or_insert(replica);
-            if best.applied < replica.applied {
-                *best = replica;
-            }
-        }
-        all.into_iter().map(|(shard, replica)| (shard, &replica.members)).collect()
     }
 
     /// Is there a node that has lost something, and has not yet caught up?
@@ -325,7 +296,7 @@ impl Fleet {
         let Some(life) = lives.iter().find(|life| life.node.id == hurt.node) else { return };
         let applied: BTreeMap<ShardId, LogIndex> =
             life.node.local.shards().list().into_iter().map(|m| (m.shard, m.applied)).collect();
-        let groups = self.groups();
+        let groups = self.replicas.groups();
         let level = target.iter().all(|(shard, upto)| {
             let takes_part = groups.get(shard).is_some_and(|members| members.contains(hurt.node));
             applied.get(shard).map_or(!takes_part, |at| at >= upto)
@@ -341,10 +312,7 @@ impl Fleet {
     /// Once others have a lost node's place everywhere, disks fail again.
     fn look_after_vacancy(&mut self) {
         let Some(gone) = self.vacant else { return };
-        let is_full = |(shard, members): (ShardId, &Members)| {
-            !members.contains(gone) && self.is_settled(shard, members, None)
-        };
-        if self.groups().into_iter().all(is_full) {
+        if self.replicas.are_complete_without(gone) {
             self.world.note("place filled", &[u64::from(gone.0)]);
             self.vacant = None;
             self.world.nodes().into_iter().for_each(|node| self.arm(node));
@@ -474,9 +442,7 @@ impl Fleet {
     pub(crate) fn note_replicas(&mut self) {
         for place in self.places.values() {
             if let Place::Up(life, None) = place {
-                let replica = |s: ShardState| (s.shard, Replica { applied: s.applied, members: s.members });
-                let here = life.node.local.shards().states_light().into_iter().map(replica).collect();
-                self.replicas.insert(life.node.id, here);
+                self.replicas.see(&life.node);
             }
         }
         self.look_after_vacancy();
@@ -487,7 +453,7 @@ impl Fleet {
     fn look_after_wishes(&mut self) {
         let wishes = self.world.wishes();
         if let [_, .., last] = &wishes[..]
-            && self.groups().values().all(|members| members.is_settled() && members.voters == *last)
+            && self.replicas.have_all(last)
         {
             self.world.only_the_last_wish();
         }
@@ -495,7 +461,7 @@ impl Fleet {
 
     /// Everybody who votes, or may soon.
     pub(crate) fn voting(&self) -> BTreeSet<NodeId> {
-        let mut all: BTreeSet<NodeId> = self.groups().values().flat_map(|members| members.voting()).collect();
+        let mut all = self.replicas.voting();
         all.extend(self.world.wishes().into_iter().flatten());
         if all.is_empty() {
             all.extend(self.world.founders());
@@ -507,13 +473,8 @@ impl Fleet {
     /// Are these a majority of every shard that anybody has, with replicas as far as was seen, whatever change of its
     /// members may be under way?
     pub(crate) fn are_a_majority(&self, nodes: &BTreeSet<NodeId>) -> bool {
-        let most = |of: &[NodeId], has: &dyn Fn(&NodeId) -> bool| {
-            of.is_empty() || of.iter().filter(|n| nodes.contains(n) && has(n)).count() > of.len() / 2
-        };
-        self.groups().into_iter().all(|(shard, members)| {
-            let has = |n: &NodeId| self.replicas.get(n).is_some_and(|all| all.contains_key(&shard));
-            most(&members.voters, &has) && most(&members.outgoing, &has)
-        }) && self.world.wishes().iter().all(|wish| most(wish, &|_| true))
+        let wishes = self.world.wishes();
+        self.replicas.have_a_majority(nodes) && wishes.iter().all(|wish| is_majority(nodes, wish))
     }
 
     /// Where all nodes stand, for a report.

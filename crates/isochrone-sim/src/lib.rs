@@ -55,6 +55,7 @@ mod net;
 mod operator;
 mod options;
 mod panics;
+mod replicas;
 mod rot;
 pub mod script;
 pub mod shrink;
