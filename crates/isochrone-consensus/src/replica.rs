@@ -753,7 +753,8 @@ impl Replica {
         let learner = |n: NodeId| {
             raft.prs().get(u64::from(n.0)).map(|p| Learner {
                 behind: last - p.matched.min(last),
-                is_there: p.recent_active,
+                // One that was just added counts as active before it has said anything.
+                is_there: p.recent_active && p.matched > 0,
                 gets_snapshot: p.pending_snapshot != 0,
             })
         };

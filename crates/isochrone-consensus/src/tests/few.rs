@@ -351,6 +351,25 @@ fn c10_whoever_holds_a_change_knows_that_the_one_before_is_committed() {
     assert_eq!((log.bounds(SHARD).unwrap().1, held.commit), (INIT_INDEX + 2, INIT_INDEX + 1));
 }
 
+/// However young the group is: raft-rs counts a member that was just added as active.
+#[test]
+fn a_learner_that_never_answered_does_not_vote() {
+    let mut t = Trio::new(3);
+    t.off.insert(3);
+    let leader = t.leader();
+    let stays = VOTERS[(leader + 1) % 3];
+    let mut said = None;
+    for _ in 0..8 {
+        let mut step = t.nodes[leader].handle.change_members(SHARD, vec![VOTERS[leader], stays, NodeId(4)]);
+        t.for_ms(300);
+        said = step.try_recv().ok();
+    }
+    assert_eq!(said, Some(Ok(Step::UnderWay("node 4 was not heard of lately".into()))));
+    let members = t.status(leader).members;
+    assert_eq!((&members.voters[..], &members.learners[..]), (&VOTERS[..], &[NodeId(4)][..]));
+    assert!(!members.is_joint());
+}
+
 /// Nobody tells a learner that it was removed: it asks, once it hears nothing any more.
 #[test]
 fn a_learner_that_hears_nothing_knows_no_leader() {
