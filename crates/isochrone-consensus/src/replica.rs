@@ -592,11 +592,14 @@ impl Replica {
         }
         let hs = self.raft.raft.hard_state();
         let hs = HardState { term: hs.term, vote: hs.vote, commit: hs.commit };
-        // C10: with a change of members goes what is known to be committed.
-        let changes = ready.entries().iter().any(|e| e.get_entry_type() != EntryType::EntryNormal);
-        if ready.hs().is_some() || self.installing.is_some() || changes {
+        // C10: with a change of members goes what is known to be committed. And so does that it is committed itself: a replica that
+        // starts again must not need voters any more that are gone for good by then.
+        let is_change = |e: &Entry| e.get_entry_type() != EntryType::EntryNormal;
+        let changes = ready.entries().iter().any(is_change);
+        let settles = ready.committed_entries().iter().any(is_change);
+        if ready.hs().is_some() || self.installing.is_some() || changes || settles {
             self.raft.mut_store().set_hard_state(hs);
-            if must_sync && !bank::has("vote-not-durable") {
+            if (must_sync || settles) && !bank::has("vote-not-durable") {
                 batch.hard_states.push((self.shard, hs));
             }
         }
