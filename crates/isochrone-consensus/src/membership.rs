@@ -12,7 +12,8 @@
 //!        a leader proposes a change only when it has applied all earlier ones, the append that carries the entry
 //!        carries that commit index, and both become durable together. Nobody campaigns before it has applied what it
 //!        knows to be committed. So a candidate is at most one step from any group that could have decided without it,
-//!        and majorities of two groups one step apart always share a node.
+//!        and majorities of two groups one step apart always share a node. That a change is committed goes to disk by itself
+//!        as well: nobody starts again in need of old voters that are gone by then.
 //!   L4   A lease that was given by the old voters only may outlive them. So the joint group is left only when every moment
 //!        of the leader's lease was answered for by both majorities. A leader that leaves with it does not ask for that; if
 //!        its predecessor had, it gives up the leadership as soon as it has applied it.
