@@ -126,7 +126,7 @@ fn r2_application_checks_closed_and_bounds_again() {
     assert!(poll(&mut f).is_pending());
     assert_eq!(w.held(), ["refuse"], "R11.3");
     w.land(0);
-    assert!(matches!(poll(&mut f), Poll::Ready(Ok(Prepared::Refused(_)))));
+    assert!(matches!(poll(&mut f), Poll::Ready(Ok(Prepared::OutOfRange))));
     assert_eq!(w.record(&p), Record::Aborted);
 }
 
@@ -295,7 +295,7 @@ fn r11_2_past_the_deadline() {
 fn r11_3_not_wholly_in_one_shard() {
     let w = World::new();
     let p = one(1, &[("a", "x"), ("z", "x")], None, w.now());
-    assert!(matches!(w.prepare(&p), Prepared::Refused(_)));
+    assert_eq!(w.prepare(&p), Prepared::OutOfRange);
     assert_eq!(w.record(&p), Record::Aborted);
 }
 
