@@ -110,13 +110,15 @@ pub fn measure(seed: u64, remote: bool) -> Result<Vec<(Statement, Cost)>, String
         for _ in 0..WARM_READS {
             run(&mut stage, Statement::PointRead)?;
         }
-        let cost = run(&mut stage, statement).map_err(|e| format!("{statement:?}, remote {remote}: {e}"))?;
-        costs.push((statement, cost));
+        let (statements, commit) = run(&mut stage, statement)?;
+        let trips = |took| trips(took).map_err(|e| format!("{statement:?}, remote {remote}: {e}"));
+        costs.push((statement, Cost { statements: trips(statements)?, commit: trips(commit)? }));
     }
     Ok(costs)
 }
 
-fn run(stage: &mut Stage, statement: Statement) -> Result<Cost, String> {
+/// How long the statements take, and how long COMMIT does.
+fn run(stage: &mut Stage, statement: Statement) -> Result<(Duration, Duration), String> {
     let began = stage.now();
     let txn = stage.play(GATEWAY, "a statement", move |node| async move {
         statements(&node, statement).await.map_err(|e| e.to_string())
@@ -127,7 +129,7 @@ fn run(stage: &mut Stage, statement: Statement) -> Result<Cost, String> {
         "a commit",
         move |_| async move { txn.commit().await.map_err(|e| e.to_string()) },
     )??;
-    Ok(Cost { statements: trips(done - began)?, commit: trips(stage.now() - done)? })
+    Ok((done - began, stage.now() - done))
 }
 
 async fn statements(node: &Arc<Node>, statement: Statement) -> Result<Box<dyn KvTxn>, Error> {
