@@ -219,9 +219,11 @@ impl World {
         wishes.drain(..wishes.len().saturating_sub(1));
     }
 
-    /// Voters that shards may be on their way to.
+    /// Voters that shards may be on their way to. Nobody gets to those of whom one is gone: it does not answer.
     pub(crate) fn wishes(&self) -> Vec<Vec<NodeId>> {
-        self.seats().wishes.iter().map(|(_, voters)| voters.clone()).collect()
+        let seats = self.seats();
+        let may_come = |voters: &&Vec<NodeId>| voters.iter().all(|n| seats.present.contains(n));
+        seats.wishes.iter().map(|(_, voters)| voters).filter(may_come).cloned().collect()
     }
 
     /// Asks an operator to give a node's place to another one.
