@@ -279,8 +279,10 @@ impl Router {
         let Some((shard, nodes)) = self.shard_at(key) else {
             return Err(Error::NotServed(format!("where key {key:02x?} lives is not known")));
         };
-        let mut next = nodes.iter().copied().find(|n| *n != self.node);
+        let untried =
+            |asked: &[NodeId]| nodes.iter().copied().find(|n| *n != self.node && !asked.contains(n));
         let mut asked = Vec::new();
+        let mut next = untried(&asked);
         let mut last = Error::NotServed(format!("no node of shard {shard} can be asked"));
         let body = request.encode();
         while let Some(node) = next.take().filter(|_| asked.len() < HOPS_MAX) {
@@ -310,14 +312,14 @@ impl Router {
                     }
                     next = leader.filter(|n| !asked.contains(n));
                     if next.is_none() && leader.is_none() {
-                        next = nodes.iter().copied().find(|n| *n != self.node && !asked.contains(n));
+                        next = untried(&asked);
                     }
                 }
                 // It has no such replica, or not of this key: what was heard of the shard is old.
                 Ok(Response::Error(error @ Error::NotServed(_))) => {
                     self.leaders().remove(&shard);
                     last = error;
-                    next = nodes.iter().copied().find(|n| *n != self.node && !asked.contains(n));
+                    next = untried(&asked);
                     if next.is_none() {
                         self.routes().forget(key);
                     }
@@ -341,7 +343,7 @@ impl Router {
                 Err(CallError::NotSent(why)) => {
                     self.leaders().remove(&shard);
                     last = Error::NotServed(format!("node {node}: {why}"));
-                    next = nodes.iter().copied().find(|n| *n != self.node && !asked.contains(n));
+                    next = untried(&asked);
                 }
                 Err(CallError::Refused(why)) => return Err(Error::NotServed(format!("node {node}: {why}"))),
                 Err(CallError::Lost(why)) => {
