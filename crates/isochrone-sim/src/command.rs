@@ -66,7 +66,7 @@ pub struct SimArgs {
     /// Nothing goes wrong before the tables are made.
     #[arg(long)]
     pub late: bool,
-    /// How many nodes: 1, or 3 and more.
+    /// How many nodes: 1, or 3 and more. Where seeds replace nodes, three get one to spare.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub nodes: u32,
     /// Virtual seconds of load; setting up and the end come on top.

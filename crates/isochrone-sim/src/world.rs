@@ -175,6 +175,8 @@ impl World {
         let new = seats.to_come.pop_first()?;
         seats.present.remove(&node);
         seats.present.insert(new);
+        // Nobody gets to voters of whom one is gone: it does not answer.
+        seats.wishes.retain(|(_, voters)| !voters.contains(&node));
         Some(new)
     }
 
@@ -203,10 +205,13 @@ impl World {
         self.machines.values().for_each(|machine| machine.skew.put_right());
     }
 
-    /// An operator wishes for these voters.
+    /// An operator wishes for these voters. Of no account when one of them is gone.
     pub(crate) fn wished(&self, voters: Vec<NodeId>) {
         let now = Duration::from_micros(self.now_us());
-        let wishes = &mut self.seats().wishes;
+        let Seats { wishes, present, .. } = &mut *self.seats();
+        if !voters.iter().all(|n| present.contains(n)) {
+            return;
+        }
         let last = wishes.pop();
         wishes.retain(|(at, _)| *at + WISHED_MAX > now);
         wishes.extend(last);
@@ -219,11 +224,9 @@ impl World {
         wishes.drain(..wishes.len().saturating_sub(1));
     }
 
-    /// Voters that shards may be on their way to. Nobody gets to those of whom one is gone: it does not answer.
+    /// Voters that shards may be on their way to.
     pub(crate) fn wishes(&self) -> Vec<Vec<NodeId>> {
-        let seats = self.seats();
-        let may_come = |voters: &&Vec<NodeId>| voters.iter().all(|n| seats.present.contains(n));
-        seats.wishes.iter().map(|(_, voters)| voters).filter(may_come).cloned().collect()
+        self.seats().wishes.iter().map(|(_, voters)| voters.clone()).collect()
     }
 
     /// Asks an operator to give a node's place to another one.
