@@ -31,6 +31,11 @@ pub enum Arena {
     Clocks,
     /// Disks that fail, rot and lose power.
     Disks,
+    /// Everything about commits is over within a second: prepares are suspected at once, answers come late or never, nodes
+    /// without replicas die, and who forgets does so while others still ask.
+    Hurry,
+    /// Leases move all the time, over clocks that are set, and little is ever closed in time.
+    Leases,
     /// Nodes that are replaced all the time, while links break and leaders move.
     Members,
     /// One node that loses power ([`Options::one_node`]).
@@ -38,7 +43,7 @@ pub enum Arena {
 }
 
 impl Arena {
-    const ALL: [Arena; 10] = [
+    const ALL: [Arena; 12] = [
         Arena::Cluster,
         Arena::Hot,
         Arena::Registers,
@@ -48,6 +53,8 @@ impl Arena {
         Arena::Clocks,
         Arena::Disks,
         Arena::Members,
+        Arena::Hurry,
+        Arena::Leases,
         Arena::OneNode,
     ];
 
@@ -121,6 +128,48 @@ impl Arena {
                     (Fault::Tuning, 1),
                 ]),
                 tuning: Tuning { floor_lag_ms: 500, deadline_ms: 1_000, ..Tuning::USUAL },
+                ..cluster
+            },
+            Arena::Hurry => Options {
+                nodes: 5,
+                accounts: 4,
+                clients: 2,
+                workloads: BTreeSet::from([Workload::Bank, Workload::Append]),
+                faults: with(&[
+                    (Fault::Delay, 50),
+                    (Fault::Drop, 20),
+                    (Fault::CallAgain, 100),
+                    (Fault::Partial, 700),
+                    (Fault::Clog, 1_000),
+                    (Fault::Isolate, 2_000),
+                    (Fault::Kill, 3_000),
+                    (Fault::Drift, 1),
+                ]),
+                tuning: Tuning {
+                    floor_lag_ms: 20,
+                    deadline_ms: 1_000,
+                    answer_wait_permille: 950,
+                    recover_after_ms: 20,
+                    ..Tuning::USUAL
+                },
+                ..cluster
+            },
+            Arena::Leases => Options {
+                nodes: 5,
+                accounts: 4,
+                clients: 2,
+                pause_us_max: 20_000,
+                workloads: BTreeSet::from([Workload::Append, Workload::Register]),
+                faults: with(&[
+                    (Fault::Delay, 10),
+                    (Fault::Transfer, 200),
+                    (Fault::Partial, 2_000),
+                    (Fault::Drift, 1),
+                    (Fault::ClockStep, 300),
+                    (Fault::ClockFreeze, 2_000),
+                    (Fault::Split, 4_000),
+                ]),
+                tuning: Tuning { closed_lag_ms: 10, ..Tuning::USUAL },
                 ..cluster
             },
             Arena::Clocks => Options {

@@ -251,6 +251,8 @@ pub struct Tuning {
     pub floor_lag_ms: u64,
     /// From a commit's beginning to when its prepares come too late (R11.2), in milliseconds.
     pub deadline_ms: u64,
+    /// When a request is given up, in thousandths of that; below 1,000.
+    pub answer_wait_permille: u32,
     /// A prepare older than this is suspected (R18), in milliseconds.
     pub recover_after_ms: u64,
     /// How far behind the clock closed timestamps follow, in milliseconds.
@@ -270,6 +272,7 @@ impl Tuning {
         keep_for_absent: 100_000,
         floor_lag_ms: 60_000,
         deadline_ms: 10_000,
+        answer_wait_permille: 600,
         recover_after_ms: 1_000,
         closed_lag_ms: 700,
         ttl_ms: 5_000,
@@ -285,6 +288,7 @@ impl Tuning {
             keep_for_absent: pick(&[1, 50, 1_000, 100_000]),
             floor_lag_ms: pick(&[500, 2_000, 10_000, 60_000]),
             deadline_ms: pick(&[1_000, 3_000, 10_000]),
+            answer_wait_permille: 600,
             recover_after_ms: pick(&[50, 1_000]),
             closed_lag_ms: pick(&[100, 700]),
             ttl_ms: pick(&[1_000, 5_000, 60_000]),
@@ -306,8 +310,11 @@ impl Tuning {
                 closed_lag: Duration::from_millis(self.closed_lag_ms),
                 ..usual.shard
             },
-            // As shipped, a request is given up when six tenths of the time are over.
-            txn: isochrone_txn::Config { deadline, answer_wait_max: deadline * 6 / 10, ..usual.txn },
+            txn: isochrone_txn::Config {
+                deadline,
+                answer_wait_max: deadline * self.answer_wait_permille / 1_000,
+                ..usual.txn
+            },
         }
     }
 }

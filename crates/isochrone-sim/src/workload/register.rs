@@ -2,7 +2,8 @@
 //! ([`isochrone_check::register`]): clocks stay inside their bound, so R1 and R5 promise it for a single key.
 //!
 //! A register holds one value after the other, none twice. It is used for [`WRITES_MAX`] writes, then the next one takes its
-//! place.
+//! place. Every other write takes a register of another shard along in the same transaction, so that there are prepares
+//! to read through; each of the two is judged by itself.
 
 use std::sync::{Arc, Mutex};
 
@@ -32,6 +33,33 @@ struct Told {
     places: Vec<(u64, u64)>,
     next_value: u64,
     counts: Counts,
+}
+
+/// A value that a register is to hold.
+struct Write {
+    key: u64,
+    new: u64,
+    /// The next one takes this register's place.
+    is_last: bool,
+}
+
+impl Told {
+    /// The register that is used at a place.
+    fn in_use(&self, place: u64) -> u64 {
+        place * PER_PLACE + self.places[place as usize].0
+    }
+
+    fn next_write(&mut self, place: u64) -> Write {
+        let key = self.in_use(place);
+        let (number, sent) = &mut self.places[place as usize];
+        self.next_value += 1;
+        *sent += 1;
+        let is_last = *sent == WRITES_MAX;
+        if is_last {
+            (*number, *sent) = (*number + 1, 0);
+        }
+        Write { key, new: self.next_value, is_last }
+    }
 }
 
 impl Book {
@@ -150,32 +178,25 @@ pub(crate) async fn client(world: Arc<World>, node: Arc<Gateway>, life: u64, id:
         pause(&world, &random).await;
         let place = random.below(world.options.accounts);
         let kind = random.below(4);
-        let (key, new, last) = {
-            let told = &mut *world.books.register.0.lock().expect("one thread");
-            let (number, sent) = &mut told.places[place as usize];
-            let key = place * PER_PLACE + *number;
-            if kind < 2 {
-                (key, None, false)
-            } else {
-                told.next_value += 1;
-                *sent += 1;
-                let last = *sent == WRITES_MAX;
-                if last {
-                    (*number, *sent) = (*number + 1, 0);
-                }
-                (key, Some(told.next_value), last)
-            }
-        };
+        let with_another = kind >= 2 && random.below(2) == 0;
         let lock = if random.below(2) == 0 { Lock::Exclusive } else { Lock::None };
-        let ended = match (kind, new) {
-            (2, Some(new)) => write(&world, &node, key, new).await,
-            (_, Some(new)) => replace(&world, &node, key, new, lock).await,
-            (_, None) => look(&world, &node, key).await,
+        let (key, writes) = {
+            let told = &mut *world.books.register.0.lock().expect("one thread");
+            let other = (place + world.options.accounts / 2) % world.options.accounts;
+            let key = told.in_use(place);
+            let first = (kind >= 2).then(|| told.next_write(place));
+            let second = (with_another && other != place).then(|| told.next_write(other));
+            (key, first.into_iter().chain(second).collect::<Vec<_>>())
+        };
+        let ended = match kind {
+            0 | 1 => look(&world, &node, key).await,
+            2 => write(&world, &node, &writes).await,
+            _ => replace(&world, &node, &writes, lock).await,
         };
         world.op();
-        if last {
+        for write in writes.iter().filter(|w| w.is_last) {
             // Others may still be at it; nobody begins anew.
-            world.books.register.0.lock().expect("one thread").checker.retire(key);
+            world.books.register.0.lock().expect("one thread").checker.retire(write.key);
         }
         match ended {
             Ok(()) => {}
@@ -202,29 +223,27 @@ fn tell(attempt: &mut Attempt, ended: &Result<(), Error>) {
 }
 
 /// Does not look at what is there.
-async fn write(world: &Arc<World>, node: &Arc<Gateway>, key: u64, new: u64) -> Result<(), Error> {
-    let mut attempt = Attempt::begin(world, key, Op::Write(new));
-    let mut txn = node.store.begin(options());
-    let ended = async {
-        txn.put(row(key), Some(value(new)))?;
-        txn.commit().await.map(drop)
-    }
-    .await;
-    tell(&mut attempt, &ended);
+async fn write(world: &Arc<World>, node: &Arc<Gateway>, writes: &[Write]) -> Result<(), Error> {
+    let begin = |w: &Write| Attempt::begin(world, w.key, Op::Write(w.new));
+    let mut attempts: Vec<_> = writes.iter().map(begin).collect();
+    let ended = put_all(node.store.begin(options()), writes).await;
+    attempts.iter_mut().for_each(|a| tell(a, &ended));
     ended
 }
 
-/// Reads, and writes on the strength of it. The operation begins with the read.
-async fn replace(
-    world: &Arc<World>,
-    node: &Arc<Gateway>,
-    key: u64,
-    new: u64,
-    lock: Lock,
-) -> Result<(), Error> {
-    let mut looks = Attempt::begin(world, key, Op::Read);
+async fn put_all(mut txn: Box<dyn KvTxn>, writes: &[Write]) -> Result<(), Error> {
+    for write in writes {
+        txn.put(row(write.key), Some(value(write.new)))?;
+    }
+    txn.commit().await.map(drop)
+}
+
+/// Reads the first, and writes on the strength of it. The operation begins with the read.
+async fn replace(world: &Arc<World>, node: &Arc<Gateway>, writes: &[Write], lock: Lock) -> Result<(), Error> {
+    let [first, others @ ..] = writes else { return Ok(()) };
+    let mut looks = Attempt::begin(world, first.key, Op::Read);
     let mut txn = node.store.begin(options());
-    let expect = match read(&mut *txn, key, lock).await {
+    let expect = match read(&mut *txn, first.key, lock).await {
         Ok(expect) => expect,
         Err(e) => {
             looks.end(Answer::Failed);
@@ -232,15 +251,12 @@ async fn replace(
         }
     };
     // The checker forgets a retired key when nothing is in flight on it: this one stays until it is told.
-    let mut attempt = Attempt::begin(world, key, Op::Cas { expect, new });
+    let mut attempts = vec![Attempt::begin(world, first.key, Op::Cas { expect, new: first.new })];
+    attempts.extend(others.iter().map(|w| Attempt::begin(world, w.key, Op::Write(w.new))));
     // What a transaction read that does not commit is not claimed to be anything.
     looks.end(Answer::Failed);
-    let ended = async {
-        txn.put(row(key), Some(value(new)))?;
-        txn.commit().await.map(drop)
-    }
-    .await;
-    tell(&mut attempt, &ended);
+    let ended = put_all(txn, writes).await;
+    attempts.iter_mut().for_each(|a| tell(a, &ended));
     ended
 }
 
@@ -262,8 +278,7 @@ async fn look(world: &Arc<World>, node: &Arc<Gateway>, key: u64) -> Result<(), E
 /// SIM8 and the end: every register in use can be written, and holds what the checker thinks it may.
 pub(crate) async fn touch_all(world: &Arc<World>, node: &Arc<Gateway>) -> Result<(), Found> {
     for place in 0..world.options.accounts {
-        let key =
-            place * PER_PLACE + world.books.register.0.lock().expect("one thread").places[place as usize].0;
+        let key = world.books.register.0.lock().expect("one thread").in_use(place);
         look_once_more(world, node, key).await?;
         loop {
             let new = {
@@ -271,7 +286,7 @@ pub(crate) async fn touch_all(world: &Arc<World>, node: &Arc<Gateway>) -> Result
                 told.next_value += 1;
                 told.next_value
             };
-            match replace(world, node, key, new, Lock::Exclusive).await {
+            match replace(world, node, &[Write { key, new, is_last: false }], Lock::Exclusive).await {
                 Ok(()) => break,
                 Err(Error::Stopped(_)) => return gone().await,
                 Err(Error::Internal(e)) => return Err(e.into()),
@@ -298,8 +313,7 @@ async fn look_once_more(world: &Arc<World>, node: &Arc<Gateway>, key: u64) -> Re
 /// Every register in use is read once more.
 pub(crate) async fn last_checks(world: &Arc<World>, node: &Arc<Gateway>) -> Result<(), Found> {
     for place in 0..world.options.accounts {
-        let key =
-            place * PER_PLACE + world.books.register.0.lock().expect("one thread").places[place as usize].0;
+        let key = world.books.register.0.lock().expect("one thread").in_use(place);
         look_once_more(world, node, key).await?;
     }
     Ok(())
