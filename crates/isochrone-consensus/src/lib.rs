@@ -55,7 +55,7 @@ pub mod wire;
 
 pub use group::{GroupStatus, Progress};
 pub use inbox::{Handle, Inbox, PROPOSALS_MAX, ProposeError};
-pub use log::{GroupLog, HardState, LogBatch, LogEntry};
+pub use log::{GroupLog, HardState, LogBatch, LogEntry, Record};
 pub use membership::Step;
 pub use raft::eraftpb::Message as RaftMessage;
 pub use replica::LogEnd;

@@ -8,7 +8,7 @@ use isochrone_env::SplitMix64;
 use raft::eraftpb::MessageType;
 use tokio::sync::oneshot;
 
-use crate::log::{GroupLog, HardState, LogBatch, LogEntry};
+use crate::log::{GroupLog, HardState, LogBatch, LogEntry, Record};
 use crate::*;
 
 mod cluster;
@@ -29,24 +29,35 @@ struct MemLogState {
 
 impl MemLog {
     fn write(&self, batch: LogBatch) {
+        batch.into_records().into_iter().for_each(|record| self.take(record));
+    }
+
+    /// As much of a batch as was written when the power went.
+    fn write_some(&self, batch: LogBatch, records: usize) {
+        batch.into_records().into_iter().take(records).for_each(|record| self.take(record));
+    }
+
+    fn take(&self, record: Record) {
         let mut s = self.0.lock().unwrap();
-        for (shard, first, prev_term) in batch.resets {
-            s.logs.insert(shard, (first, prev_term, BTreeMap::new()));
-        }
-        for (shard, entry) in batch.entries {
-            let (first, _, log) = s.logs.entry(shard).or_insert((1, 0, BTreeMap::new()));
-            let last = log.last_key_value().map_or(*first - 1, |(i, _)| *i);
-            assert!(entry.index >= *first && entry.index <= last + 1, "as the node log would refuse it");
-            log.split_off(&entry.index);
-            log.insert(entry.index, entry);
-        }
-        s.hard_states.extend(batch.hard_states);
-        for (shard, keep) in batch.truncate {
-            let (first, prev_term, log) = s.logs.get_mut(&shard).unwrap();
-            if keep > *first {
-                *prev_term = log[&(keep - 1)].term;
-                *first = keep;
-                *log = log.split_off(&keep);
+        match record {
+            Record::Reset(shard, first, prev_term) => {
+                s.logs.insert(shard, (first, prev_term, BTreeMap::new()));
+            }
+            Record::HardState(shard, hs) => _ = s.hard_states.insert(shard, hs),
+            Record::Entry(shard, entry) => {
+                let (first, _, log) = s.logs.entry(shard).or_insert((1, 0, BTreeMap::new()));
+                let last = log.last_key_value().map_or(*first - 1, |(i, _)| *i);
+                assert!(entry.index >= *first && entry.index <= last + 1, "as the node log would refuse it");
+                log.split_off(&entry.index);
+                log.insert(entry.index, entry);
+            }
+            Record::Truncate(shard, keep) => {
+                let (first, prev_term, log) = s.logs.get_mut(&shard).unwrap();
+                if keep > *first {
+                    *prev_term = log[&(keep - 1)].term;
+                    *first = keep;
+                    *log = log.split_off(&keep);
+                }
             }
         }
     }

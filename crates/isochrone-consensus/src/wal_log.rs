@@ -6,7 +6,7 @@ use isochrone_base::{LogIndex, ShardId, Term};
 use isochrone_wal::writer::LogWriter;
 use isochrone_wal::{Batch, LogReader};
 
-use crate::log::{GroupLog, HardState, LogBatch, LogEntry};
+use crate::log::{GroupLog, HardState, LogBatch, LogEntry, Record};
 use crate::shell::LogSink;
 
 /// Reads groups' entries from the node log.
@@ -52,21 +52,15 @@ impl GroupLog for WalLog {
 /// What a step wants on disk, in the node log's words.
 pub fn to_wal_batch(batch: LogBatch) -> Batch {
     let mut out = Batch::new();
-    for (shard, first, prev_term) in batch.resets {
-        out.reset(shard, first, prev_term);
-    }
-    for (shard, hs) in batch.hard_states {
-        // The log may cut this into several batches and end between them. Term and vote must not come behind the entries;
-        // a commit index must not come before those it speaks of: what stands in their place may be another leader's.
-        let first = batch.entries.iter().find(|(s, _)| *s == shard).map(|(_, entry)| entry.index);
-        let commit = first.map_or(hs.commit, |first| hs.commit.min(first.saturating_sub(1)));
-        out.hard_state(shard, isochrone_wal::HardState { term: hs.term, vote: hs.vote, commit });
-    }
-    for (shard, entry) in batch.entries {
-        out.entry(shard, entry.term, entry.index, entry.payload);
-    }
-    for (shard, first) in batch.truncate {
-        out.truncate_prefix(shard, first);
+    for record in batch.into_records() {
+        match record {
+            Record::Reset(shard, first, prev_term) => out.reset(shard, first, prev_term),
+            Record::HardState(shard, HardState { term, vote, commit }) => {
+                out.hard_state(shard, isochrone_wal::HardState { term, vote, commit })
+            }
+            Record::Entry(shard, e) => out.entry(shard, e.term, e.index, e.payload),
+            Record::Truncate(shard, first) => out.truncate_prefix(shard, first),
+        };
     }
     out
 }

@@ -409,9 +409,14 @@ impl World {
         let mut recovering = self.peers[i].doubts;
         let peer = &mut self.peers[i];
         let durable = self.random.below(peer.pending.len() as u64 + 1) as usize;
-        peer.pending.truncate(durable);
+        let mut lost = peer.pending.split_off(durable);
         let whole = peer.pending.is_empty();
         peer.sync(self.cuts);
+        // Of the next one, a part.
+        if !lost.is_empty() && self.random.below(2) == 0 {
+            let (_, batch) = lost.swap_remove(0);
+            peer.log.write_some(batch, self.random.below(8) as usize);
+        }
         if self.cuts && whole && !in_doubt && self.random.below(3) == 0 {
             *peer.log.0.lock().unwrap() = peer.before.clone();
             recovering = true;

@@ -355,6 +355,49 @@ fn c10_whoever_holds_a_change_knows_that_the_one_before_is_committed() {
     assert_eq!(log.hard_state(SHARD).unwrap().commit, INIT_INDEX + 2);
 }
 
+/// A follower that catches up gets both changes at once, and hears with them that the first one is committed.
+#[test]
+fn c10_however_much_of_a_write_is_on_disk() {
+    let change = |index: LogIndex, bytes: &'static [u8]| {
+        let mut entry = Entry { index, term: 6, data: Bytes::from_static(bytes), ..Entry::default() };
+        entry.set_entry_type(raft::eraftpb::EntryType::EntryConfChangeV2);
+        entry
+    };
+    let normal = |index| Entry { index, term: 6, data: Bytes::from_static(b"data"), ..Entry::default() };
+    let first = INIT_INDEX + 1;
+    let mut append = from(2, 1, MessageType::MsgAppend, 6);
+    (append.index, append.log_term, append.commit) = (INIT_INDEX, INIT_TERM, first + 2);
+    append.entries = vec![
+        normal(first),
+        change(first + 1, &[0x12, 4, 0x08, 2, 0x10, 4]),
+        normal(first + 2),
+        normal(first + 3),
+        change(first + 4, &[0x08, 2, 0x12, 2, 0x10, 4, 0x12, 4, 0x08, 1, 0x10, 3]),
+    ]
+    .into();
+    let mut seen = Vec::new();
+    for records in 0.. {
+        let log: Arc<MemLog> = Arc::default();
+        let mut node = Node::open(NodeId(1), &VOTERS, log.clone(), INIT_INDEX, 3);
+        node.inbox.push(Event::Messages(vec![(SHARD, append.clone())]));
+        node.step();
+        let (_, batch) = node.pending.remove(0);
+        let many = batch.clone().into_records().len();
+        log.write_some(batch, records);
+        let last = log.bounds(SHARD).map_or(INIT_INDEX, |(_, last)| last);
+        let commit = log.hard_state(SHARD).map_or(0, |hs| hs.commit);
+        assert!(commit <= last, "after {records}: {commit} of {last}");
+        if last > first + 1 {
+            assert!(last < first + 4 || commit > first, "after {records} the log says only {commit}");
+        }
+        seen.push((last, commit));
+        if records == many {
+            break;
+        }
+    }
+    assert_eq!(seen.last(), Some(&(first + 4, first + 2)));
+}
+
 /// However young the group is: raft-rs counts a member that was just added as active.
 #[test]
 fn a_learner_that_never_answered_does_not_vote() {
