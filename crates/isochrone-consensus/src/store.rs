@@ -525,7 +525,9 @@ impl Store {
     ) {
         // A log that waits for whatever would make its group again: a split, a snapshot, its leader.
         let log = &self.env.shared.log;
-        let is_logged = log.hard_state(shard).is_some() || !Extent::of(&**log, shard).is_untouched();
+        let extent = Extent::of(&**log, shard);
+        let end = extent.end(&**log, shard);
+        let is_logged = log.hard_state(shard).is_some() || !extent.is_untouched();
         if is_logged && !self.groups.contains_key(&shard) {
             self.create_blank(shard, self.config().recovering);
         }
@@ -534,6 +536,8 @@ impl Store {
             Some(g) if g.is_installing() => "a snapshot is being installed",
             Some(g) if g.leads() => "it leads",
             Some(g) if g.waits_for_disk() => "its last entries are on their way to the disk",
+            // A leader of a later time sent them: the node belongs to the group again.
+            Some(_) if end > upto => "its log goes on behind the word that it left",
             Some(_) => {
                 let mut old = self.groups.remove(&shard).expect("it was there");
                 self.ticking -= usize::from(!old.single_voter);

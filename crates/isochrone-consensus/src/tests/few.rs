@@ -473,6 +473,25 @@ fn a_log_without_a_group_is_removed_and_remembers_what_it_may_have_said() {
     }
 }
 
+/// The word that a node left its group may be old: meanwhile it has a place in it again.
+#[test]
+fn a_replica_that_heard_more_than_the_word_knows_of_is_not_removed() {
+    let mut t = Trio::new(3);
+    let leader = t.leader();
+    t.propose(leader, 5);
+    t.for_ms(500);
+    let follower = (leader + 1) % 3;
+    let log = t.nodes[follower].log.clone();
+    let (_, last) = log.bounds(SHARD).unwrap();
+    let end = (log.term(SHARD, last).unwrap(), last);
+    for (word, is_removed) in [((end.0, end.1 - 1), false), ((end.0 - 1, end.1 + 9), false), (end, true)] {
+        let mut answer = t.nodes[follower].handle.remove(SHARD, word);
+        t.for_ms(100);
+        assert_eq!(answer.try_recv().unwrap().is_ok(), is_removed, "{word:?} of {end:?}");
+        assert_eq!(t.nodes[follower].machine.removed.lock().unwrap().is_empty(), !is_removed);
+    }
+}
+
 #[test]
 fn messages_wait_for_a_group_that_a_split_creates_a_moment_later() {
     let mut t = Trio::new(0);
