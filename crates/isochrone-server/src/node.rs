@@ -22,7 +22,7 @@ use isochrone_base::held::Held;
 use isochrone_base::{Bytes, Key, KeyRange, LogIndex, NodeId, ShardId, Timestamp, bank, keyspace};
 use isochrone_clock::Hlc;
 use isochrone_consensus::wal_log::WalLog;
-use isochrone_consensus::{GroupStatus, Handle, Store as Groups, StoreConfig};
+use isochrone_consensus::{GroupStatus, Handle, Progress, Store as Groups, StoreConfig};
 use isochrone_env::Env;
 use isochrone_net::Network;
 use isochrone_shard::api::{Error as ShardError, Recover, ShardClient, Suspect};
@@ -413,10 +413,8 @@ impl Node {
 
     /// A node without replicas asks others where every key lives.
     async fn learn_routes(&self) {
-        for (_, replicas) in self.services.ask_all::<Vec<ReplicaStatus>>(Ask::Replicas { bytes: false }).await
-        {
-            self.cluster.router.hear(replicas);
-        }
+        let heard = self.services.ask_all::<Vec<ReplicaStatus>>(Ask::Replicas { bytes: false }).await;
+        self.cluster.router.hear(heard.into_iter().flat_map(|(_, replicas)| replicas).collect());
     }
 
     /// What is due now and then: leases, floors, recovery (the shards' own duties), flushes and truncation. To be
@@ -560,12 +558,18 @@ impl Node {
 }
 
 /// How far a leader lets the log go: not beyond what a follower that is there still needs; one that is not there is waited
-/// for within bounds, and gets a snapshot when it comes back later.
+/// for within bounds, and gets a snapshot when it comes back later. Who waits for a snapshot needs nothing of what is in it.
 fn truncate_to(group: &GroupStatus, flushed: LogIndex, force: bool, keep_for_absent: u64) -> LogIndex {
-    let waits_for = |f: &&isochrone_consensus::Progress| {
-        f.recently_active || (!force && f.matched + keep_for_absent > group.last_index)
+    let needs = |f: &Progress| match f.matched {
+        // Nothing of it is known yet, or where its snapshot ends.
+        0 => f.pending_snapshot.unwrap_or(f.next - 1),
+        matched => matched.max(f.pending_snapshot.unwrap_or(0)),
     };
-    let needed = group.followers.iter().filter(waits_for).map(|f| f.matched).min();
+    let waits_for = |f: &&Progress| {
+        let from_the_log = needs(f) + 1 >= group.first_index;
+        from_the_log && (f.recently_active || (!force && needs(f) + keep_for_absent > group.last_index))
+    };
+    let needed = group.followers.iter().filter(waits_for).map(needs).min();
     needed.map_or(flushed, |n| n.min(flushed))
 }
 
@@ -632,4 +636,52 @@ pub(crate) async fn write_meta(store: &Store, replicas: Vec<ReplicaStatus>) -> R
         }
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_kept_for_those_who_get_entries_from_it() {
+        let follower = |matched, next, pending_snapshot| Progress {
+            node: NodeId(2),
+            matched,
+            next,
+            recently_active: true,
+            pending_snapshot,
+        };
+        let upto = |followers: &[Progress], force| {
+            let group = GroupStatus {
+                term: 6,
+                leader: Some(NodeId(1)),
+                leading: true,
+                members: isochrone_base::Members::default(),
+                first_index: 50,
+                last_index: 100,
+                commit: 100,
+                applied: 100,
+                followers: followers.to_vec(),
+                lease_until_ns: 0,
+                installing: false,
+                doubtful: false,
+                votes: true,
+            };
+            truncate_to(&group, 90, force, 30)
+        };
+        for force in [false, true] {
+            assert_eq!(upto(&[], force), 90);
+            assert_eq!(upto(&[follower(100, 101, None), follower(70, 101, None)], force), 70);
+            // One that has nothing waits for a snapshot, and then for what comes behind it.
+            assert_eq!(upto(&[follower(0, 1, None)], force), 90);
+            assert_eq!(upto(&[follower(0, 1, Some(80))], force), 80);
+            assert_eq!(upto(&[follower(0, 81, None)], force), 80);
+            assert_eq!(upto(&[follower(40, 41, None)], force), 90);
+            assert_eq!(upto(&[follower(40, 41, Some(85))], force), 85);
+        }
+        // Who is not there is waited for within bounds.
+        let away = |matched| Progress { recently_active: false, ..follower(matched, matched + 1, None) };
+        assert_eq!((upto(&[away(75)], false), upto(&[away(75)], true)), (75, 90));
+        assert_eq!(upto(&[away(60)], false), 90);
+    }
 }
