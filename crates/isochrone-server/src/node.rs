@@ -404,8 +404,15 @@ impl Node {
         unreachable!("the loop ends by returning")
     }
 
+    /// Renews the lease, and asks others where keys live if that is not clear; to be called every
+    /// [`RENEW_EVERY`](crate::cluster::liveness::RENEW_EVERY). Both at once: the lease may need a way that is not known any
+    /// more, and does not wait for those who do not answer.
+    pub async fn keep_lease(&self) -> Result<(), Error> {
+        futures_util::future::join(self.cluster.liveness.keep(), self.complete_routes()).await.0
+    }
+
     /// Asks others where keys live, if there are any of which this node does not know; to be called now and then.
-    pub async fn complete_routes(&self) {
+    async fn complete_routes(&self) {
         if !self.cluster.router.knows_everything() {
             self.learn_routes().await;
         }

@@ -270,6 +270,7 @@ impl Opened {
             tokio::spawn(collect_garbage(node.clone(), gc_ttl, stopping.clone())),
             tokio::spawn(keep_lease(node.clone(), stopping.clone())),
             tokio::spawn(break_deadlocks(node.clone(), stopping.clone())),
+            tokio::spawn(retire_replicas(node.clone(), stopping.clone())),
             tokio::spawn(place_leaders(node, stopping)),
         ]);
         Ok(running)
@@ -325,10 +326,9 @@ async fn settle_doubt(node: Arc<Node>, dir: PathBuf, doubtful: bool, mut stoppin
 
 async fn keep_lease(node: Arc<Node>, stopping: watch::Receiver<bool>) {
     every(RENEW_EVERY, stopping, || async {
-        if let Err(error) = node.cluster.liveness.keep().await {
+        if let Err(error) = node.keep_lease().await {
             tracing::warn!(%error, "this node's lease was not renewed; tried again");
         }
-        node.complete_routes().await;
     })
     .await;
 }
@@ -353,7 +353,16 @@ async fn place_leaders(node: Arc<Node>, stopping: watch::Receiver<bool>) {
         if let Err(error) = node.cluster.place_replicas().await {
             tracing::debug!(%error, "no replica was moved; tried again");
         }
-        node.cluster.retire_replicas().await;
+    })
+    .await;
+}
+
+/// By itself: it waits for nodes that do not answer, and leaderships shall not wait for those.
+async fn retire_replicas(node: Arc<Node>, stopping: watch::Receiver<bool>) {
+    every(PLACE_EVERY, stopping, || async {
+        if !node.cluster.clocks().is_out() {
+            node.cluster.retire_replicas().await;
+        }
     })
     .await;
 }

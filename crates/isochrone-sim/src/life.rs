@@ -147,6 +147,7 @@ impl Life {
             ticks(world.clone(), node.clone(), draw),
             news(node.clone(), several),
             places(node.clone(), several),
+            retirements(node.clone(), several),
             Box::pin(operator(world.clone(), node.clone(), life)),
             deadlocks(node.clone(), several),
             doubts(node.clone(), state.clone(), log_was_cut),
@@ -280,8 +281,7 @@ fn news(node: Arc<Node>, several: bool) -> Duty {
             node.cluster.exchange_news().await;
             if lease >= RENEW_EVERY {
                 lease = Duration::ZERO;
-                let _ = node.cluster.liveness().keep().await;
-                node.complete_routes().await;
+                let _ = node.keep_lease().await;
             }
             tokio::time::sleep(NEWS_EVERY).await;
             lease += NEWS_EVERY;
@@ -302,6 +302,20 @@ fn places(node: Arc<Node>, several: bool) -> Duty {
             let _ = node.cluster.place_leaders().await;
             if !node.cluster.clocks().is_out() {
                 let _ = node.cluster.place_replicas().await;
+            }
+        }
+    })
+}
+
+/// What a server does about replicas that left their groups.
+fn retirements(node: Arc<Node>, several: bool) -> Duty {
+    Box::pin(async move {
+        if !several {
+            return;
+        }
+        loop {
+            tokio::time::sleep(PLACE_EVERY).await;
+            if !node.cluster.clocks().is_out() {
                 node.cluster.retire_replicas().await;
             }
         }

@@ -27,14 +27,16 @@ use super::message::{Ask, Message, ReplicaStatus};
 
 /// Longest wait for a leader's step.
 const STEP_WAIT_MAX: Duration = Duration::from_secs(6);
-/// Longest wait for a leaseholder's word.
-const ASK_WAIT_MAX: Duration = Duration::from_secs(2);
+/// Shards asked for in one question.
+const ASKED_MAX: usize = 1_000;
 /// Attempts to read or write the wish.
 const ATTEMPTS_MAX: u32 = 5;
 
 /// What a leaseholder says of its group.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Standing {
+    /// The shard.
+    pub shard: ShardId,
     /// Its members.
     pub members: Members,
     /// The last entry applied there: its term and index.
@@ -43,13 +45,14 @@ pub struct Standing {
 
 impl Message for Standing {
     fn put(&self, out: &mut Vec<u8>) {
+        put_u64(out, self.shard.0);
         self.members.encode(out);
         put_u64(out, self.applied.0);
         put_u64(out, self.applied.1);
     }
 
     fn take(r: &mut Reader) -> Result<Self, DecodeError> {
-        Ok(Standing { members: Members::decode(r)?, applied: (r.u64()?, r.u64()?) })
+        Ok(Standing { shard: ShardId(r.u64()?), members: Members::decode(r)?, applied: (r.u64()?, r.u64()?) })
     }
 }
 
@@ -197,17 +200,19 @@ impl Cluster {
         }
     }
 
-    /// What this node, if it holds the lease of a shard's group, knows of it.
-    pub(crate) async fn standing(&self, shard: ShardId) -> Result<Option<Standing>, Error> {
-        let Some(here) = self.local.shards().get(shard) else { return Ok(None) };
-        let state = here.state_light();
-        let standing = Standing { members: state.members, applied: (state.applied_term, state.applied) };
-        // The lease is looked at last: so it was so at some moment since the question came.
+    /// What this node knows of those of these groups whose lease it holds.
+    pub(crate) async fn standing(&self, shards: &[ShardId]) -> Result<Vec<Standing>, Error> {
+        let here = shards.iter().filter_map(|shard| self.local.shards().get(*shard));
+        let known: Vec<_> = here.map(|shard| shard.state_light()).collect();
+        // The leases are looked at last: so it was so at some moment since the question came.
         let status = self.groups.status().await;
         let status = status.map_err(|_| Error::Unavailable("the store loop has ended".into()))?;
-        let leases =
-            status.get(&shard).is_some_and(|s| s.leading && s.lease_until_ns > self.env.clock.monotonic_ns());
-        Ok(Some(standing).filter(|_| leases))
+        let now = self.env.clock.monotonic_ns();
+        let leases = |shard| status.get(&shard).is_some_and(|s| s.leading && s.lease_until_ns > now);
+        let known = known.into_iter().filter(|s| leases(s.shard));
+        Ok(known
+            .map(|s| Standing { shard: s.shard, members: s.members, applied: (s.applied_term, s.applied) })
+            .collect())
     }
 
     /// Removes replicas of groups that this node is no part of any more; to be called about once a second.
@@ -222,17 +227,33 @@ impl Cluster {
         let removed = self.local.shards().removed();
         let unclear = services.logged().into_iter().filter(|shard| !removed.contains(shard));
         let unclear: BTreeSet<ShardId> = unclear.chain(status.keys().copied()).collect();
-        for shard in unclear.into_iter().filter(|shard| !status.get(shard).is_some_and(belongs)) {
-            let others = self.live().into_iter().filter(|n| *n != me);
-            let ask = Ask::Standing { shard };
-            let asked = others.map(|n| self.ask::<Vec<Standing>>(n, &ask, ASK_WAIT_MAX));
-            let answers = futures_util::future::join_all(asked).await;
-            let word = answers.into_iter().filter_map(|a| a.ok()?.pop()).max_by_key(|s| s.applied);
-            let Some(word) = word.filter(|s| !s.members.contains(me)) else { continue };
-            // From now on this node has to ask for these keys elsewhere.
-            if let Ok(all) = services.replicas_of_all().await {
-                self.router.hear(all.into_iter().filter(|r| !r.members.contains(me)).collect());
+        let unclear: Vec<ShardId> =
+            unclear.into_iter().filter(|shard| !status.get(shard).is_some_and(belongs)).collect();
+        if unclear.is_empty() {
+            return;
+        }
+        let asked = unclear.chunks(ASKED_MAX).map(|shards| {
+            let ask = Ask::Standing { shards: shards.to_vec() };
+            services.ask_all::<Vec<Standing>>(ask)
+        });
+        let mut words: BTreeMap<ShardId, Standing> = BTreeMap::new();
+        for (_, answer) in futures_util::future::join_all(asked).await.into_iter().flatten() {
+            for word in answer {
+                if words.get(&word.shard).is_none_or(|w| w.applied < word.applied) {
+                    words.insert(word.shard, word);
+                }
             }
+        }
+        words.retain(|_, word| !word.members.contains(me));
+        if words.is_empty() {
+            return;
+        }
+        // From now on this node has to ask for these keys elsewhere.
+        if let Ok(all) = services.replicas_of_all().await {
+            self.router.hear(all.into_iter().filter(|r| !r.members.contains(me)).collect());
+        }
+        for (shard, word) in words {
+            // Refused if more has come since than the word knows of.
             if let Ok(Err(why)) = self.groups.remove(shard, word.applied).await {
                 tracing::debug!(%shard, why, "a replica that left its group stays for now");
             }

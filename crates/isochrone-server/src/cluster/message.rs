@@ -599,10 +599,10 @@ pub enum Ask {
         /// Its voters in the end.
         voters: Vec<NodeId>,
     },
-    /// Who are the members of this shard's group, if you hold its lease? Answer: `Vec<Standing>`, of one or none.
+    /// Who are the members of these shards' groups? Answer: `Vec<Standing>`, of those whose lease you hold.
     Standing {
-        /// The shard.
-        shard: ShardId,
+        /// The shards.
+        shards: Vec<ShardId>,
     },
     /// Give all leaderships away. Answer: nothing.
     Drain,
@@ -663,9 +663,10 @@ impl Message for Ask {
                 put_u64(out, shard.0);
                 voters.put(out);
             }
-            Ask::Standing { shard } => {
+            Ask::Standing { shards } => {
                 out.push(11);
-                put_u64(out, shard.0);
+                put_u64(out, shards.len() as u64);
+                shards.iter().for_each(|s| put_u64(out, s.0));
             }
             Ask::Drain => out.push(7),
             Ask::Orphans { locks } => {
@@ -701,7 +702,11 @@ impl Message for Ask {
             6 => Ask::Pin { shard: ShardId(r.u64()?) },
             7 => Ask::Drain,
             10 => Ask::ChangeMembers { shard: ShardId(r.u64()?), voters: Vec::take(r)? },
-            11 => Ask::Standing { shard: ShardId(r.u64()?) },
+            11 => {
+                let n = r.count(1)?;
+                let shards = (0..n).map(|_| r.u64().map(ShardId));
+                Ask::Standing { shards: shards.collect::<Result<_, _>>()? }
+            }
             8 => Ask::Orphans { locks: Vec::take(r)? },
             20 => Ask::Locks,
             21 => {
@@ -853,7 +858,7 @@ mod tests {
             Ask::Pin { shard: ShardId(1) },
             Ask::Drain,
             Ask::ChangeMembers { shard: ShardId(9), voters: vec![NodeId(1), NodeId(70_000)] },
-            Ask::Standing { shard: ShardId(u64::MAX) },
+            Ask::Standing { shards: vec![ShardId(0), ShardId(u64::MAX)] },
             Ask::Orphans { locks: vec![HeldLock { txn: TxnId(7), key: b"k".to_vec() }] },
             Ask::Locks,
             Ask::Waits { txns: vec![TxnId(7), TxnId(u128::MAX)] },

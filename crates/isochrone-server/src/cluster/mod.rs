@@ -515,9 +515,7 @@ impl Cluster {
             }
             Ask::Transfer { shard, to } => encode(self.transfer_here(shard, to).await),
             Ask::ChangeMembers { shard, voters } => encode(self.change_members_here(shard, voters).await),
-            Ask::Standing { shard } => {
-                encode(self.standing(shard).await.map(|s| s.into_iter().collect::<Vec<_>>()))
-            }
+            Ask::Standing { shards } => encode(self.standing(&shards).await),
             Ask::Pin { shard } => {
                 self.pins.pin(shard, self.env.clock.monotonic_ns());
                 encode(Ok(()))

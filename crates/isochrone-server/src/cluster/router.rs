@@ -32,6 +32,7 @@ use isochrone_shard::api::{
 };
 use isochrone_shard::wire::{Request, Response};
 
+use super::members::freshest;
 use super::message::{HeldLock, Kind, ReplicaStatus, Wait};
 
 /// Nodes asked for one request before it is "not served".
@@ -56,6 +57,9 @@ struct Route {
 #[derive(Default)]
 struct Routes {
     by_start: BTreeMap<Key, Route>,
+    /// Somebody was asked in vain: what was heard is old, or nobody can be reached. It stays until others were asked again: a hole in
+    /// the map would be worse than an old address.
+    in_doubt: bool,
 }
 
 impl Routes {
@@ -65,12 +69,6 @@ impl Routes {
             .range::<[u8], _>((std::ops::Bound::Unbounded, std::ops::Bound::Included(key)))
             .next_back()?;
         (route.end.is_empty() || key < route.end.as_slice()).then_some((start, route))
-    }
-
-    /// Nobody has the key who was said to: others are asked who has.
-    fn forget(&mut self, key: &[u8]) {
-        let start = self.at(key).map(|(start, _)| start.clone());
-        start.and_then(|start| self.by_start.remove(&start));
     }
 
     /// Takes in what was heard: of overlapping ranges the one with the higher epoch stays.
@@ -221,13 +219,17 @@ impl Router {
     /// What others said of shards that have no replica here.
     pub fn hear(&self, heard: Vec<ReplicaStatus>) {
         let mut routes = self.routes();
-        for status in heard {
+        routes.in_doubt &= heard.is_empty();
+        for status in freshest(heard).into_values() {
             routes.hear(status);
         }
     }
 
-    /// Does this node know where every key lives?
+    /// Does this node know where every key lives, as far as it can tell?
     pub fn knows_everything(&self) -> bool {
+        if self.routes().in_doubt {
+            return false;
+        }
         let mut at = Key::new();
         loop {
             let range = self.route_key(&at);
@@ -320,9 +322,6 @@ impl Router {
                     self.leaders().remove(&shard);
                     last = error;
                     next = untried(&asked);
-                    if next.is_none() {
-                        self.routes().forget(key);
-                    }
                 }
                 // That node's storage has failed, not this one's: another replica leads soon.
                 Ok(Response::Error(Error::Stopped(why))) => {
@@ -333,7 +332,7 @@ impl Router {
                 Ok(answer) => {
                     // The shard was split, and nobody told a node that has no replica of it.
                     if answer == Response::Prepared(Prepared::OutOfRange) {
-                        self.routes().forget(key);
+                        self.doubt(key);
                     }
                     if asked.len() > 1 {
                         self.leaders().insert(shard, node);
@@ -352,7 +351,15 @@ impl Router {
                 }
             }
         }
+        self.doubt(key);
         Err(last)
+    }
+
+    /// What was heard of a key's shard led nowhere: others are asked soon ([`Router::knows_everything`]).
+    fn doubt(&self, key: &[u8]) {
+        if self.local.shards().of_key(key).is_none() {
+            self.routes().in_doubt = true;
+        }
     }
 
     /// R6: what the replica here answers by itself to a read of the past.
@@ -622,7 +629,7 @@ impl Router {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
 
     use isochrone_base::{Bytes, TxnId};
     use isochrone_env::fake::{ManualClock, NoWait};
@@ -729,8 +736,8 @@ mod tests {
         assert_eq!(router.hops(), network.0.load(Ordering::Relaxed) as u64);
     }
 
-    /// Some nodes have a shard, and nothing in it.
-    struct Holders(Mutex<(Vec<NodeId>, Vec<NodeId>)>);
+    /// Some nodes have a shard, and nothing in it; who was asked; and whether nobody can be reached at all.
+    struct Holders(Mutex<(Vec<NodeId>, Vec<NodeId>)>, AtomicBool);
 
     impl Network for Holders {
         fn send(&self, _: NodeId, _: Bytes) -> bool {
@@ -747,6 +754,9 @@ mod tests {
             let request = Request::decode(body).unwrap();
             let (holders, asked) = &mut *self.0.lock().unwrap();
             asked.push(node);
+            if self.1.load(Ordering::Relaxed) {
+                return Box::pin(std::future::ready(Err(CallError::NotSent("it is gone".into()))));
+            }
             let response = match (holders.contains(&node), request.key()) {
                 (true, b"split") => Response::Prepared(Prepared::OutOfRange),
                 (true, _) => Response::Seen(None),
@@ -770,7 +780,7 @@ mod tests {
         let engine = Arc::new(MemEngine::new());
         let shards = Shards::open(engine, NodeId(5), clock.clone(), Config::default()).unwrap();
         let local = Arc::new(LocalShards::new(shards, Arc::new(Never), Arc::new(NoWait), Routing::Cluster));
-        let network = Arc::new(Holders(Mutex::new((vec![NodeId(3)], Vec::new()))));
+        let network = Arc::new(Holders(Mutex::new((vec![NodeId(3)], Vec::new())), AtomicBool::new(false)));
         let router = Router::new(NodeId(5), local, clock, network.clone());
         let heard = ReplicaStatus {
             shard: ShardId(1),
@@ -791,16 +801,29 @@ mod tests {
             assert_eq!(router.get(who, b"k").await, Ok(None));
             assert_eq!(asked(), expected);
         }
-        // It was split, and nobody said so: others are asked where its keys are.
+        assert!(router.knows_everything());
+        // It was split, and nobody said so: others are asked where its keys are. Until they say so it is asked as before.
         let piece = PieceId { txn: TxnId(9), piece: 0, key: b"split".to_vec(), deadline: Timestamp::MAX };
         assert!(router.probe(piece).await.is_err() && !router.knows_everything());
         assert_eq!(asked(), [NodeId(3)]);
-        router.hear(vec![heard]);
-        // All of them left: what was heard is of no use.
-        network.0.lock().unwrap().0.clear();
-        assert!(router.get(who, b"k").await.is_err());
-        assert_eq!(asked(), [NodeId(3), NodeId(1)]);
-        assert!(!router.knows_everything());
+        router.hear(Vec::new());
+        assert!(!router.knows_everything(), "nobody said anything");
+        assert_eq!((router.get(who, b"k").await, asked()), (Ok(None), vec![NodeId(3)]));
+        // Of what is said the newest counts, whoever is heard last.
+        let moved =
+            ReplicaStatus { members: vec![NodeId(3), NodeId(4)].into(), applied: 12, ..heard.clone() };
+        router.hear(vec![moved, heard.clone()]);
+        assert!(router.knows_everything());
+        // All of them left, or their machines are gone: what was heard is of no use.
+        for is_gone in [false, true] {
+            *network.0.lock().unwrap() = (Vec::new(), Vec::new());
+            network.1.store(is_gone, Ordering::Relaxed);
+            assert!(router.get(who, b"k").await.is_err());
+            assert_eq!(asked().len(), 2);
+            assert!(!router.knows_everything(), "gone: {is_gone}");
+            router.hear(vec![heard.clone()]);
+            assert!(router.knows_everything());
+        }
     }
 
     #[test]
