@@ -50,14 +50,14 @@ pub const BUGS: &[Bug] = &[
         "application does not look at record, floor and bounds again",
         &["T1", "T3", "T10", "SIM7"],
     ),
-    bug("gone-is-abort", "an anchor that has forgotten is reported as ABORT", &["T3", "SIM3"]),
+    bug("gone-is-abort", "an anchor that has forgotten is reported as ABORT", &["T3", "SIM3", "T1"]),
     bug("silence-is-abort", "an anchor that does not answer is reported as ABORT", &["T3", "SIM3"]),
     bug(
         "no-record-is-abort",
         "recovery takes an anchor without a record for aborted, before the floor",
         &["T1", "T2", "SIM2", "SIM7"],
     ),
-    bug("refusal-leaves-no-record", "a refusal is final and is not logged", &["T1", "T3", "SIM3"]),
+    bug("refusal-leaves-no-record", "a refusal is final and is not logged", &["T1", "T3", "SIM3", "T8"]),
     bug(
         "recovery-trusts-its-verdict",
         "recovery resolves by its own verdict, not by the anchor's answer",
@@ -89,7 +89,7 @@ pub const BUGS: &[Bug] = &[
     bug(
         "past-deadline-is-abort",
         "a piece that came after its deadline is reported as ABORT",
-        &["T3", "SIM3"],
+        &["T3", "SIM3", "T1", "T8", "SIM2"],
     ),
     bug(
         "deadline-not-checked",
@@ -122,7 +122,7 @@ pub const BUGS: &[Bug] = &[
     bug(
         "pushed-answered-early",
         "a pushed at-candidate transaction is reported before the anchor answers",
-        &["T2", "SIM2", "SIM7"],
+        &["T2", "SIM2", "SIM7", "T1"],
     ),
     bug(
         "at-max-despite-reads",
@@ -150,7 +150,7 @@ pub const BUGS: &[Bug] = &[
     bug(
         "no-low-water-mark",
         "a new leaseholder does not know how far others have read",
-        &["T5", "T6", "SIM1", "SIM2", "CH3"],
+        &["T5", "T6", "SIM1", "SIM2", "CH3", "CH6"],
     ),
     bug(
         "serves-before-its-first-entry",
@@ -205,7 +205,7 @@ pub const BUGS: &[Bug] = &[
     bug(
         "torn-middle-is-a-tail",
         "damage in the middle of the log is cut off like a torn end",
-        &["T2", "SIM2", "SIM4"],
+        &["T2", "SIM2", "SIM4", "SIM17"],
     ),
     bug(
         "old-epoch-replayed",

@@ -36,6 +36,14 @@ pub enum Arena {
     Hurry,
     /// Leases move all the time, over clocks that are set, and little is ever closed in time.
     Leases,
+    /// Requests are repeated until their deadline, which is near, and the floor is close behind.
+    Late,
+    /// Transactions are pushed above their candidates all the time, and suspected at once.
+    Pushed,
+    /// Calls arrive again after their caller has given up, long before their deadline.
+    Again,
+    /// A log is cut, while nodes that hold what it lost are away.
+    Hurt,
     /// Nodes that are replaced all the time, while links break and leaders move.
     Members,
     /// One node that loses power ([`Options::one_node`]).
@@ -43,7 +51,7 @@ pub enum Arena {
 }
 
 impl Arena {
-    const ALL: [Arena; 12] = [
+    const ALL: [Arena; 16] = [
         Arena::Cluster,
         Arena::Hot,
         Arena::Registers,
@@ -55,6 +63,10 @@ impl Arena {
         Arena::Members,
         Arena::Hurry,
         Arena::Leases,
+        Arena::Late,
+        Arena::Pushed,
+        Arena::Again,
+        Arena::Hurt,
         Arena::OneNode,
     ];
 
@@ -172,6 +184,76 @@ impl Arena {
                 tuning: Tuning { closed_lag_ms: 10, ..Tuning::USUAL },
                 ..cluster
             },
+            Arena::Late => Options {
+                nodes: 5,
+                accounts: 4,
+                clients: 2,
+                pause_us_max: 20_000,
+                workloads: BTreeSet::from([Workload::Append, Workload::Register]),
+                faults: with(&[
+                    (Fault::Drop, 150),
+                    (Fault::Delay, 30),
+                    (Fault::Drift, 1),
+                    (Fault::ClockStep, 1_000),
+                ]),
+                tuning: Tuning {
+                    deadline_ms: 250,
+                    floor_lag_ms: 1,
+                    answer_wait_permille: 999,
+                    ..Tuning::USUAL
+                },
+                ..cluster
+            },
+            Arena::Pushed => Options {
+                nodes: 5,
+                accounts: 4,
+                clients: 3,
+                workloads: BTreeSet::from([Workload::Append]),
+                faults: with(&[
+                    (Fault::Delay, 100),
+                    (Fault::Partial, 500),
+                    (Fault::Kill, 3_000),
+                    (Fault::Drift, 1),
+                    (Fault::ClockStep, 300),
+                ]),
+                tuning: Tuning { closed_lag_ms: 10, recover_after_ms: 1, ..Tuning::USUAL },
+                ..cluster
+            },
+            Arena::Again => Options {
+                nodes: 5,
+                accounts: 4,
+                clients: 3,
+                workloads: BTreeSet::from([Workload::Append, Workload::Bank]),
+                faults: with(&[
+                    (Fault::CallAgain, 500),
+                    (Fault::Drop, 20),
+                    (Fault::Delay, 30),
+                    (Fault::Partial, 400),
+                    (Fault::Isolate, 1_500),
+                    (Fault::Drift, 1),
+                ]),
+                tuning: Tuning {
+                    answer_wait_permille: 50,
+                    floor_lag_ms: 10_000,
+                    recover_after_ms: 3_000,
+                    ..Tuning::USUAL
+                },
+                ..cluster
+            },
+            Arena::Hurt => Options {
+                seconds: 40,
+                pause_us_max: 50_000,
+                faults: with(&[
+                    (Fault::Rot, 1_500),
+                    (Fault::Stale, 2_000),
+                    (Fault::Isolate, 700),
+                    (Fault::Partial, 500),
+                    (Fault::Kill, 1_500),
+                    (Fault::Delay, 10),
+                    (Fault::Flush, 1),
+                ]),
+                ..cluster
+            },
             Arena::Clocks => Options {
                 seconds: 40,
                 faults: with(&[(Fault::ClockBeyond, 9_000), (Fault::Kill, 10_000)]),
@@ -259,6 +341,14 @@ pub const SEEDS: &[(&str, Arena, u64)] = &[
     ("follower-believes-early", Arena::Cluster, 2),
     ("fsync-retried", Arena::Disks, 1),
     ("inbox-has-no-bound", Arena::Swarm, 6),
+    ("anchor-forgets-at-deadline", Arena::Hurry, 7),
+    ("gone-is-abort", Arena::Hurry, 9),
+    ("recovery-trusts-its-verdict", Arena::Hurry, 5),
+    ("floor-drops-prepares", Arena::Hurry, 4),
+    ("pushed-answered-early", Arena::Hurry, 7),
+    ("closed-ignored", Arena::Leases, 98),
+    ("no-low-water-mark", Arena::Leases, 51),
+    ("uncertainty-ignores-prepares", Arena::Registers, 1),
 ];
 
 /// Was it ever found?

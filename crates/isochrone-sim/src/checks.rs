@@ -1,7 +1,7 @@
 //! Looks at the state of all nodes while they run. Each finding names an invariant of this crate's opening comment, or one
 //! of the commit protocol (T1 to T13).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use isochrone_base::hash::Fnv64;
@@ -19,6 +19,8 @@ use crate::world::Found;
 const ENTRIES_KEPT: u64 = 4_000;
 /// Most bytes of log read in one look, per shard and node.
 const READ_BYTES_MAX: usize = 1 << 20;
+/// Promises of a shard that are remembered, and writes.
+const PROMISES_KEPT: usize = 64;
 /// States of a shard that are remembered.
 const STATES_KEPT: usize = 64;
 /// SIM22. The load of a run keeps far below: what grows past it is never given back.
@@ -33,6 +35,52 @@ struct Piece {
     p: Option<Timestamp>,
     /// How it ended.
     end: Option<Record>,
+}
+
+/// What is closed in a shard, and written.
+#[derive(Default)]
+struct Told {
+    /// What replicas were told to be closed, who, and what they had applied when they believed it. The newest.
+    promises: VecDeque<(Timestamp, NodeId, LogIndex)>,
+    /// Entries that write, and where. The newest that were compared.
+    writes: BTreeMap<LogIndex, Timestamp>,
+}
+
+impl Told {
+    fn promise(&mut self, shard: ShardId, promise: (Timestamp, NodeId, LogIndex)) -> Result<(), Found> {
+        if self.promises.iter().any(|(closed, _, at)| *closed >= promise.0 && *at <= promise.2) {
+            return Ok(());
+        }
+        let mut behind = self.writes.range(promise.2 + 1..);
+        if let Some((index, p)) = behind.find(|(_, p)| **p <= promise.0) {
+            return Err(closed_is_written(shard, (*index, *p), promise));
+        }
+        if self.promises.len() >= PROMISES_KEPT {
+            self.promises.pop_front();
+        }
+        self.promises.push_back(promise);
+        Ok(())
+    }
+
+    fn write(&mut self, shard: ShardId, index: LogIndex, p: Timestamp) -> Result<(), Found> {
+        if let Some(promise) = self.promises.iter().find(|(closed, _, at)| index > *at && p <= *closed) {
+            return Err(closed_is_written(shard, (index, p), *promise));
+        }
+        self.writes.insert(index, p);
+        if self.writes.len() > PROMISES_KEPT {
+            self.writes.pop_first();
+        }
+        Ok(())
+    }
+}
+
+fn closed_is_written(
+    shard: ShardId,
+    (index, p): (LogIndex, Timestamp),
+    (closed, by, at): (Timestamp, NodeId, LogIndex),
+) -> Found {
+    let told = format!("node {by} was told that {closed} is closed, at {at}");
+    Found::new("SIM20", format!("entry {index} of shard {shard} writes at {p}; {told}"))
 }
 
 /// What one node has said. Gone with its process.
@@ -59,8 +107,7 @@ pub(crate) struct Checks {
     states: BTreeMap<ShardId, BTreeMap<LogIndex, (u64, NodeId)>>,
     /// What was said to be resolved, by whom, and what that replica had applied.
     resolved: BTreeMap<ShardId, (Timestamp, NodeId, LogIndex)>,
-    /// What replicas were told to be closed, and what they had applied when they believed it.
-    told: BTreeMap<ShardId, (Timestamp, NodeId, LogIndex)>,
+    told: BTreeMap<ShardId, Told>,
     pieces: BTreeMap<(TxnId, PieceNo), Piece>,
     commits: BTreeMap<TxnId, Record>,
     nodes: BTreeMap<NodeId, Seen>,
@@ -120,8 +167,8 @@ impl Checks {
                     }
                     self.serves(&state, node.id)?;
                 }
-                let told = self.told.entry(shard).or_default();
-                *told = (*told).max((state.told_closed, node.id, state.applied));
+                let promise = (state.told_closed, node.id, state.applied);
+                self.told.entry(shard).or_default().promise(shard, promise)?;
                 let highest = self.applied.entry(shard).or_default();
                 *highest = (*highest).max((state.applied, state.applied_term));
             }
@@ -157,6 +204,9 @@ impl Checks {
         }
         for node in nodes {
             held(node.id, &node.held())?;
+            if let Some((invariant, what)) = node.store.coordinator().broken() {
+                return Err(Found::new(invariant, format!("node {}: {what}", node.id)));
+            }
         }
         self.records(nodes)
     }
@@ -188,18 +238,8 @@ impl Checks {
             let Ok(found) = node.log.entries(shard, from..to + 1, READ_BYTES_MAX) else { continue };
             for entry in found {
                 *compared = entry.index;
-                if let Some((closed, by, index)) = self.told.get(&shard)
-                    && let Some(p) = writes_at(entry.term, &entry.payload)
-                    && p <= *closed
-                    && entry.index > *index
-                {
-                    return Err(Found::new(
-                        "SIM20",
-                        format!(
-                            "entry {} of shard {shard} writes at {p}; node {by} was told that {closed} is closed, at {index}",
-                            entry.index
-                        ),
-                    ));
+                if let Some(p) = writes_at(entry.term, &entry.payload) {
+                    self.told.entry(shard).or_default().write(shard, entry.index, p)?;
                 }
                 let mut hash = Fnv64::default();
                 hash.update(&entry.payload);

@@ -42,8 +42,11 @@ pub(crate) enum Place {
 /// A node that has to catch up.
 struct Hurt {
     node: NodeId,
-    /// What all logs held together when all nodes were up for the first time since, and when that was.
-    target: Option<(BTreeMap<ShardId, LogIndex>, Duration)>,
+    /// What all logs held together, each when its node was up for the first time since; which these were; and when the last
+    /// of them was seen.
+    target: BTreeMap<ShardId, LogIndex>,
+    seen: BTreeSet<NodeId>,
+    since: Option<Duration>,
 }
 
 /// See the module.
@@ -235,16 +238,9 @@ impl Fleet {
         };
         world.fault(fault.name(), &[u64::from(node.0), what]);
         if came == Rotten::Cut {
-            self.hurt = Some(Hurt { node, target: None });
+            self.hurt = Some(Hurt { node, target: BTreeMap::new(), seen: BTreeSet::new(), since: None });
             // What it has lost, one other node may be the only one to have.
-            world.net.heal();
-            let nodes: Vec<NodeId> = self.places.keys().copied().collect();
-            for other in nodes {
-                world.machines[&other].disk.disarm();
-                if let Some(Place::Up(_, pause)) = self.places.get_mut(&other) {
-                    *pause = None;
-                }
-            }
+            world.machines.values().for_each(|machine| machine.disk.disarm());
         }
         Ok(())
     }
@@ -276,24 +272,11 @@ impl Fleet {
 
     /// Once the node has caught up with what all held together, trouble goes on.
     fn look_after_hurt(&mut self) {
-        let Some(hurt) = &self.hurt else { return };
-        let Some(lives) = self.world.nodes().into_iter().map(|n| self.life(n)).collect::<Option<Vec<_>>>()
-        else {
-            return;
-        };
-        let Some((target, since)) = &hurt.target else {
-            let mut target: BTreeMap<ShardId, LogIndex> = BTreeMap::new();
-            for node in lives.iter().map(|life| &life.node) {
-                for meta in node.local.shards().list() {
-                    let last = node.log.last_index(meta.shard).unwrap_or_default();
-                    let highest = target.entry(meta.shard).or_default();
-                    *highest = last.max(*highest);
-                }
-            }
-            self.hurt = Some(Hurt { node: hurt.node, target: Some((target, self.now)) });
-            return;
-        };
-        let Some(life) = lives.iter().find(|life| life.node.id == hurt.node) else { return };
+        let Some(mut hurt) = self.hurt.take() else { return };
+        self.see_what_is_left(&mut hurt);
+        let hurt = self.hurt.insert(hurt);
+        let (target, Some(since)) = (&hurt.target, hurt.since) else { return };
+        let Some(Place::Up(life, None)) = self.places.get(&hurt.node) else { return };
         let applied: BTreeMap<ShardId, LogIndex> =
             life.node.local.shards().list().into_iter().map(|m| (m.shard, m.applied)).collect();
         let groups = self.replicas.groups();
@@ -302,10 +285,28 @@ impl Fleet {
             applied.get(shard).map_or(!takes_part, |at| at >= upto)
         });
         // An entry that was in one log only, and was never committed, may have no successor for a long time.
-        if life.is_whole() && (level || self.now > *since + HURT_MAX) {
+        if life.is_whole() && (level || self.now > since + HURT_MAX) {
             self.world.note("caught up", &[u64::from(hurt.node.0), u64::from(level)]);
             self.hurt = None;
             self.world.nodes().into_iter().for_each(|node| self.arm(node));
+        }
+    }
+
+    /// What the logs hold of nodes that are up for the first time since one of them was cut.
+    fn see_what_is_left(&self, hurt: &mut Hurt) {
+        let nodes = self.world.nodes();
+        for life in nodes.iter().filter_map(|n| self.life(*n)) {
+            if !hurt.seen.insert(life.node.id) {
+                continue;
+            }
+            for meta in life.node.local.shards().list() {
+                let last = life.node.log.last_index(meta.shard).unwrap_or_default();
+                let highest = hurt.target.entry(meta.shard).or_default();
+                *highest = last.max(*highest);
+            }
+            if nodes.iter().all(|n| hurt.seen.contains(n)) {
+                hurt.since = Some(self.now);
+            }
         }
     }
 

@@ -163,7 +163,7 @@ impl Run {
     /// One step of everything, and a look at it.
     fn step(&mut self) -> Result<(), Found> {
         let world = self.fleet.world.clone();
-        if world.in_trouble() && !self.fleet.is_hurt() && !self.is_over {
+        if world.in_trouble() && !self.is_over {
             self.nemesis.act(&mut self.fleet);
         }
         for node in self.fleet.step()? {
@@ -212,7 +212,7 @@ impl Run {
             self.step()?;
         }
         self.is_over = true;
-        if self.fleet.is_vacant() {
+        if self.fleet.is_hurt() || self.fleet.is_vacant() {
             self.fleet.calm();
         }
         // A node that has lost something is one copy less: the core may not be without what only the others have.

@@ -91,7 +91,7 @@ impl Life {
         let wall_us = EPOCH_US + now.as_micros() as u64;
         let error_us = if several { CLOCK_ERROR_MAX.as_micros() as u64 } else { 0 };
         let seed = world.options.seed;
-        let clock = SkewedClock { clock: TokioClock::new(wall_us), skew: world.skew(id).clone(), error_us };
+        let clock = SkewedClock::new(TokioClock::new(wall_us), world.skew(id).clone(), error_us);
         let clock: Arc<dyn Clock> = Arc::new(clock);
         let env = Env {
             disk: Arc::new(machine.disk.clone()),

@@ -14,8 +14,10 @@ use crate::fleet::Fleet;
 use crate::life::EPOCH_US;
 use crate::options::{Fault, Options};
 
-/// Longest partition or clog.
-const CUT_MS_MAX: u64 = 3_000;
+/// Shortest partition or clog.
+const CUT_MS_MIN: u64 = 100;
+/// How often that may double: as often short as long, up to 13 s, over requests' and blank replicas' patience.
+const CUT_DOUBLINGS: u64 = 7;
 /// Longest pause: over leases and elections, up to the liveness lease.
 const PAUSE_MS_MAX: u64 = 8_000;
 
@@ -49,6 +51,19 @@ const KINDS: &[Fault] = &[
     Fault::Replace,
     Fault::Wipe,
     Fault::Swap,
+];
+/// What takes nothing from any disk. The others wait until a node whose log was cut has caught up.
+const SPARES_DISKS: &[Fault] = &[
+    Fault::Kill,
+    Fault::Pause,
+    Fault::Clog,
+    Fault::OneWay,
+    Fault::Partial,
+    Fault::Isolate,
+    Fault::Drift,
+    Fault::ClockStep,
+    Fault::ClockFreeze,
+    Fault::ClockBeyond,
 ];
 /// How often a clock's speed changes.
 const DRIFT_EVERY_MS: u64 = 5_000;
@@ -85,6 +100,9 @@ impl Nemesis {
         }
         let due: Vec<Fault> = self.next.iter().filter(|(_, (at, _))| *at <= now).map(|(f, _)| *f).collect();
         for fault in due {
+            if fleet.is_hurt() && !SPARES_DISKS.contains(&fault) {
+                continue;
+            }
             let (at, random) = self.next.get_mut(&fault).expect("it is due");
             *at = now + wait(random, mean(&fleet.world.options, fault));
             let random = random.clone();
@@ -100,7 +118,8 @@ impl Nemesis {
         let second = (first + 1 + random.below((many - 1).max(1))) % many;
         let (node, other) = (nodes[first as usize], nodes[second as usize]);
         let (a, b) = (u64::from(node.0), u64::from(other.0));
-        let long = Duration::from_millis(100 + random.below(CUT_MS_MAX));
+        let shortest = CUT_MS_MIN << random.below(CUT_DOUBLINGS);
+        let long = Duration::from_millis(shortest + random.below(shortest));
         let until = fleet.now + long;
         let true_us = EPOCH_US + fleet.now.as_micros() as u64;
         let skew = world.skew(node);

@@ -5,8 +5,8 @@
 //! write, and says so; or what is damaged is of no use any more. Anything else is a finding (SIM17). That the last write was lost
 //! whole, nothing can see; the disk does not do that here.
 //!
-//! Only one node at a time has lost something, and until it has caught up nothing else goes wrong: what only the others
-//! hold, they keep.
+//! Only one node at a time has lost something, and until it has caught up no other disk fails and no power goes: what only the
+//! others hold, they keep. Processes, links and clocks go on failing.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -75,6 +75,13 @@ pub(crate) fn strike(
                 silent("the log reads otherwise")
             }
         }
+        // Behind the cut stands that what is cut off was synced: no torn write looks like that.
+        Ok((after, _)) if matches!(after.tail, Tail::Cut { .. }) && after.durable_end > after.end => {
+            silent(&format!(
+                "the log is cut at {:?}, and knew that it was synced up to {:?}",
+                after.end, after.durable_end
+            ))
+        }
         Ok((after, _)) if matches!(after.tail, Tail::Cut { .. }) => {
             if repair {
                 restore();
@@ -119,9 +126,9 @@ fn damage(disk: &MemDisk, fault: Fault, random: &SplitMix64, end: Position) -> V
         return Vec::new();
     }
     for _ in 0..TRIES {
-        // One in three is where the last batch lies: only what is damaged there can be taken for a torn write.
+        // One in two is where the last batch lies: only what is damaged there can be taken for a torn write.
         let last = PathBuf::from(format!("/wal/wal-{:016x}.seg", end.generation));
-        let last = files.iter().find(|(path, _)| *path == last).filter(|_| random.below(3) == 0);
+        let last = files.iter().find(|(path, _)| *path == last).filter(|_| random.below(2) == 0);
         let (path, bytes) = last.unwrap_or(&files[random.below(files.len() as u64) as usize]);
         let sectors = (bytes / SECTOR_BYTES) as u64;
         let (mut here, there) = (random.below(sectors) as usize, random.below(sectors) as usize);

@@ -36,7 +36,7 @@ use isochrone_shard::api::{
 };
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
-use tracing::{debug, error, warn};
+use tracing::{debug, warn};
 
 use crate::coordinator::{Coordinator, not_committed};
 use crate::kv::{ClockWaits, Error, Isolation};
@@ -610,8 +610,7 @@ impl Finish {
     }
 
     /// An answer that cannot be, by the protocol: loud, counted, and nothing is made of it.
-    fn broken(&self, invariant: &str, what: &str) {
-        self.coordinator.metrics.broken.increment(1);
-        error!(txn = %self.ids[0].txn, invariant, what, "broken invariant of the commit protocol");
+    fn broken(&self, invariant: &'static str, what: &str) {
+        self.coordinator.found_broken(self.ids[0].txn, invariant, what);
     }
 }

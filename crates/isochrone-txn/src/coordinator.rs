@@ -5,7 +5,7 @@
 //! *nothing was done* is only what a shard says of itself ([`api::Error::NotServed`], [`api::Error::NotLeader`]); silence is *unknown*.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use isochrone_base::held::Held;
@@ -36,6 +36,7 @@ pub struct Coordinator {
     pub(crate) metrics: Metrics,
     pub(crate) runtime: Handle,
     pub(crate) unfinished: Arc<Semaphore>,
+    broken: OnceLock<(&'static str, String)>,
 }
 
 impl Coordinator {
@@ -58,6 +59,7 @@ impl Coordinator {
             metrics: Metrics::new(),
             runtime: Handle::current(),
             unfinished: Arc::new(Semaphore::new(config.unfinished_max)),
+            broken: OnceLock::new(),
             config,
         }))
     }
@@ -80,6 +82,18 @@ impl Coordinator {
     /// A new attempt's id: random, so never used again (section 1).
     pub(crate) fn new_txn_id(&self) -> TxnId {
         TxnId(self.random.next_u128())
+    }
+
+    /// An answer that cannot be, by the protocol: loud, counted, and nothing is made of it.
+    pub(crate) fn found_broken(&self, txn: TxnId, invariant: &'static str, what: &str) {
+        self.metrics.broken.increment(1);
+        tracing::error!(%txn, invariant, what, "broken invariant of the commit protocol");
+        let _only_the_first = self.broken.set((invariant, format!("{txn}: {what}")));
+    }
+
+    /// The first answer that cannot be, if there ever was one: the invariant's id, and what was seen.
+    pub fn broken(&self) -> Option<&(&'static str, String)> {
+        self.broken.get()
     }
 
     /// Commits of several pieces that are under way.

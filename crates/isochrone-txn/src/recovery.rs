@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use futures_util::stream::{StreamExt, iter};
 use isochrone_base::{Timestamp, TxnId, bank};
 use isochrone_shard::api::{self, AnchorReply, Decision, Mode, PieceId, Record, Recover, Suspect};
-use tracing::{debug, error, info};
+use tracing::{debug, info};
 
 use crate::coordinator::Coordinator;
 
@@ -121,8 +121,7 @@ impl Recoverer {
                 AnchorReply::Decided(d) => return self.resolve(&pieces, anchor, Outcome::Decided(d)).await,
                 AnchorReply::Gone => return self.resolve(&pieces, anchor, Outcome::Gone).await,
                 reply @ (AnchorReply::Undecided | AnchorReply::Unknown) => {
-                    coordinator.metrics.broken.increment(1);
-                    error!(txn = %suspect.txn, invariant = "R16", ?reply, "broken invariant of the commit protocol");
+                    coordinator.found_broken(suspect.txn, "R16", &format!("the anchor answers {reply:?}"));
                     return Err(api::Error::Invalid(format!("the anchor answers a decision with {reply:?}")));
                 }
             }
