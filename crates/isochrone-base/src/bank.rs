@@ -153,6 +153,11 @@ pub const BUGS: &[Bug] = &[
         &["T5", "T6", "SIM1", "SIM2", "CH3", "CH6"],
     ),
     bug(
+        "split-leaves-what-was-validated",
+        "what a piece validated may have left its shard by a split that was logged before it",
+        &["T5", "T6", "CH3", "SIM1"],
+    ),
+    bug(
         "serves-before-its-first-entry",
         "a new leader serves before it applied an entry of its term",
         &["T5", "T6", "SIM2", "SIM7", "SIM13"],

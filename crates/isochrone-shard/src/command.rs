@@ -52,7 +52,27 @@ pub struct LoggedPiece {
     pub max_ts: Timestamp,
     /// W, sorted by key.
     pub writes: Vec<Change>,
+    /// From the first to the last key of V, where that is not all between keys of W: what a split that was logged first
+    /// takes away from the shard was validated in vain (R2).
+    pub validated: Option<KeyRange>,
 }
+
+/// What is validated beside what is written, as one range.
+fn validated(piece: &Piece) -> Option<KeyRange> {
+    let spans = || piece.validate.iter().map(|v| &v.range);
+    let start = spans().map(|r| &r.start).min()?;
+    let is_open = spans().any(|r| r.end.is_empty());
+    let end = if is_open { &[][..] } else { spans().map(|r| r.end.as_slice()).max()? };
+    let hull = KeyRange::new(start.as_slice(), end);
+    let (first, last) = (piece.writes.first()?, piece.writes.last()?);
+    let mut behind = last.key.clone();
+    behind.push(0);
+    let written = KeyRange::new(first.key.as_slice(), behind);
+    (!written.contains_range(&hull)).then_some(hull)
+}
+
+/// Bit of the mode's byte: a range that was validated follows the writes.
+const VALIDATED: u8 = 2;
 
 impl LoggedPiece {
     /// What the log needs of a piece.
@@ -71,6 +91,7 @@ impl LoggedPiece {
                 .iter()
                 .map(|w| Change { key: w.key.clone(), value: w.value.clone() })
                 .collect(),
+            validated: validated(piece),
         }
     }
 
@@ -94,16 +115,21 @@ impl LoggedPiece {
         }
         put_u64(out, u64::from(self.anchor));
         put_ts(out, self.candidate);
-        out.push(match self.mode {
+        let mode = match self.mode {
             Mode::AtMax => 0,
             Mode::AtCandidate => 1,
-        });
+        };
+        out.push(mode | if self.validated.is_some() { VALIDATED } else { 0 });
         put_ts(out, self.deadline);
         put_ts(out, self.max_ts);
         put_u64(out, self.writes.len() as u64);
         for w in &self.writes {
             put_bytes(out, &w.key);
             put_value(out, w.value.as_ref());
+        }
+        if let Some(range) = &self.validated {
+            put_bytes(out, &range.start);
+            put_bytes(out, &range.end);
         }
     }
 
@@ -114,7 +140,8 @@ impl LoggedPiece {
             .collect::<Result<_, DecodeError>>()?;
         let anchor = r.u32()?;
         let candidate = r.ts()?;
-        let mode = match r.u8()? {
+        let kind = r.u8()?;
+        let mode = match kind & !VALIDATED {
             0 => Mode::AtMax,
             1 => Mode::AtCandidate,
             _ => return Err(DecodeError::Invalid("mode")),
@@ -123,7 +150,11 @@ impl LoggedPiece {
         let writes = (0..r.count(2)?)
             .map(|_| Ok(Change { key: r.key()?, value: take_value(r)? }))
             .collect::<Result<_, DecodeError>>()?;
-        Ok(LoggedPiece { txn, piece, pieces, anchor, candidate, mode, deadline, max_ts, writes })
+        let validated = match kind & VALIDATED {
+            0 => None,
+            _ => Some(KeyRange { start: r.key()?, end: r.key()? }),
+        };
+        Ok(LoggedPiece { txn, piece, pieces, anchor, candidate, mode, deadline, max_ts, writes, validated })
     }
 }
 
@@ -503,8 +534,10 @@ mod tests {
         let refs = vec((any::<u32>(), key()).prop_map(|(piece, key)| PieceRef { piece, key }), 0..4);
         let value = proptest::option::of(vec(any::<u8>(), 0..8).prop_map(Bytes::from));
         let writes = vec((key(), value).prop_map(|(key, value)| Change { key, value }), 0..4);
-        (id(), refs, any::<u32>(), any::<(u64, u64)>(), any::<bool>(), writes).prop_map(
-            |(id, pieces, anchor, (c, m), max, writes)| LoggedPiece {
+        let validated = proptest::option::of((key(), key()));
+        let validated = validated.prop_map(|v| v.map(|(start, end)| KeyRange { start, end }));
+        (id(), refs, any::<u32>(), any::<(u64, u64)>(), any::<bool>(), writes, validated).prop_map(
+            |(id, pieces, anchor, (c, m), max, writes, validated)| LoggedPiece {
                 txn: id.txn,
                 piece: id.piece,
                 pieces,
@@ -514,6 +547,7 @@ mod tests {
                 deadline: id.deadline,
                 max_ts: Timestamp(m),
                 writes,
+                validated,
             },
         )
     }

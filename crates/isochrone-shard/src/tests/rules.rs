@@ -130,6 +130,34 @@ fn r2_application_checks_closed_and_bounds_again() {
     assert_eq!(w.record(&p), Record::Aborted);
 }
 
+/// A split is logged between the evaluation of a piece and its entry: who reads and writes in the right half from then on
+/// knows nothing of what was validated there.
+#[test]
+fn r2_what_was_validated_is_still_in_the_shard() {
+    for (one_step, seen, is_left) in [
+        (true, span("c", "d", Timestamp(1)), true),
+        (true, span("g", "h", Timestamp(1)), false),
+        (false, span("g", "h", Timestamp(1)), false),
+    ] {
+        let w = World::new();
+        w.hold();
+        let mut p = one(1, &[("b", "x")], None, w.now());
+        p.validate = vec![seen];
+        let mut f = if one_step { w.client.commit1(p.clone()) } else { w.client.prepare(p.clone()) };
+        assert!(poll(&mut f).is_pending());
+        w.log_command(LEFT, Command::Split { at: Key::from("e"), right: ShardId(7), born_at: 10 });
+        w.land(0);
+        if is_left {
+            assert!(matches!(poll(&mut f), Poll::Ready(Ok(Prepared::Committed(_)))));
+            continue;
+        }
+        assert!(poll(&mut f).is_pending());
+        assert_eq!((w.held(), w.record(&p)), (vec!["refuse"], Record::None));
+        w.land(0);
+        assert!(matches!(poll(&mut f), Poll::Ready(Ok(Prepared::OutOfRange))));
+    }
+}
+
 #[test]
 fn r3_a_proposal_in_flight_counts_as_a_prepare() {
     let w = World::new();
