@@ -83,7 +83,7 @@ impl Proposer for Log {
         shard: ShardId,
         term: Term,
         payload: Bytes,
-    ) -> BoxFuture<'_, Result<Applied, ProposeError>> {
+    ) -> BoxFuture<'static, Result<Applied, ProposeError>> {
         let mut s = self.0.lock().unwrap();
         assert_eq!(s.terms.get(&shard), Some(&term));
         let entry = Entry::decode(&payload).unwrap().unwrap();

@@ -181,7 +181,7 @@ impl Proposer for ToConsensus {
         shard: ShardId,
         term: Term,
         payload: Bytes,
-    ) -> BoxFuture<'_, Result<Applied, ProposeError>> {
+    ) -> BoxFuture<'static, Result<Applied, ProposeError>> {
         let answer = self.0.propose(shard, term, payload);
         Box::pin(async move {
             match answer.await {

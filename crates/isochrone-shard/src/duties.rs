@@ -24,7 +24,7 @@ impl LocalShards {
     /// * closes timestamps of shards that were written to, or are read at replicas (see `follower`);
     /// * raises floors where that drops something (R20);
     /// * forgets the locks of shards whose leadership was lost;
-    /// * takes back hand-overs that came to nothing.
+    /// * takes back hand-overs that came to nothing, and proposals that were refused when nobody waited any more.
     ///
     /// Returns when the entries it proposed were applied, with the first error (the other duties are done
     /// nevertheless, and the next tick does what is left).
@@ -34,6 +34,7 @@ impl LocalShards {
         let mut proposed = Vec::new();
         let mut stuck = Vec::new();
         for shard in &shards {
+            shard.look_after_left_alone();
             if shard.take_left() {
                 self.locks().forget(&shard.range());
             }

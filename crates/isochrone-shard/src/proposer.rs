@@ -31,7 +31,8 @@ pub enum ProposeError {
 /// Appends entries to shards' logs.
 ///
 /// Contract
-/// 1. The payload is handed over by the call itself; the future only waits. Dropping it takes nothing back.
+/// 1. The payload is handed over by the call itself; the future only waits, and may be polled from anywhere. Dropping it
+///    takes nothing back.
 /// 2. An entry is logged in the term given or not at all; it is never proposed again under another term (R2).
 /// 3. `Ok` comes after [`crate::Shards::after_write`] of the entry. `Ambiguous` means that this node has lost the
 ///    leadership of that term, or stops: what was in flight stays in the way until the next change of leadership.
@@ -42,5 +43,5 @@ pub trait Proposer: Send + Sync {
         shard: ShardId,
         term: Term,
         payload: Bytes,
-    ) -> BoxFuture<'_, Result<Applied, ProposeError>>;
+    ) -> BoxFuture<'static, Result<Applied, ProposeError>>;
 }

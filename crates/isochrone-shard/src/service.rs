@@ -28,9 +28,9 @@ use crate::config::us;
 use crate::evaluate::Evaluated;
 use crate::locks::{LockManager, Owner, TryLock};
 use crate::outcome::Outcome;
-use crate::proposer::{ProposeError, Proposer};
+use crate::proposer::{Applied, ProposeError, Proposer};
 use crate::read::Step;
-use crate::shard::{Blocked, LIMIT, Obstacle, Proposal, Shard};
+use crate::shard::{Blocked, LIMIT, LeftAlone, Obstacle, Proposal, Shard};
 use crate::shards::Shards;
 
 /// Pause before a request that was not served is routed again.
@@ -68,6 +68,30 @@ pub struct LocalShards {
     timer: Arc<dyn Timer>,
     locks: LockManager,
     recover: OnceLock<Arc<dyn Recover>>,
+}
+
+/// A proposal whose fate a request waits for. If the request is dropped, the shard's duties look after it.
+struct Awaited<'a> {
+    shard: &'a Shard,
+    left: Option<LeftAlone>,
+}
+
+impl Awaited<'_> {
+    fn fate(&mut self) -> &mut BoxFuture<'static, Result<Applied, ProposeError>> {
+        &mut self.left.as_mut().expect("its fate is not known yet").fate
+    }
+
+    fn is_known(&mut self) {
+        self.left = None;
+    }
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        if let Some(left) = self.left.take() {
+            self.shard.left_alone(left);
+        }
+    }
 }
 
 impl LocalShards {
@@ -173,17 +197,22 @@ impl LocalShards {
     ) -> impl Future<Output = Result<Outcome, Error>> + Send + 'a {
         let Proposal { entry, mut outcome } = proposal;
         let (term, seq) = (entry.term, entry.seq);
-        let mut logged = self.proposer.propose(shard.id(), term, entry.encode());
+        let fate = self.proposer.propose(shard.id(), term, entry.encode());
+        let mut logged = Awaited { shard, left: Some(LeftAlone { term, seq, fate }) };
         async move {
             let result = tokio::select! {
                 biased;
                 found = &mut outcome => match found {
-                    Ok(found) => return Ok(found),
+                    Ok(found) => {
+                        logged.is_known();
+                        return Ok(found);
+                    }
                     // The term is over. Whether the entry was logged, the log knows.
-                    Err(_) => logged.await,
+                    Err(_) => logged.fate().await,
                 },
-                result = &mut logged => result,
+                result = logged.fate() => result,
             };
+            logged.is_known();
             match result {
                 Ok(applied) => outcome.try_recv().map_err(|_| {
                     Error::Ambiguous(format!(

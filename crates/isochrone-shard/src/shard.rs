@@ -29,6 +29,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
 
 use isochrone_base::{
     Key, KeyRange, LogIndex, Members, NodeId, PieceNo, ShardId, Term, Timestamp, TxnId, bank,
@@ -38,11 +39,12 @@ use isochrone_storage::Engine;
 use rustc_hash::FxHashMap;
 use tokio::sync::oneshot;
 
-use crate::api::{Error, Suspect};
+use crate::api::{BoxFuture, Error, Suspect};
 use crate::command::{Command, Entry};
 use crate::config::{Config, us};
 use crate::follower::Following;
 use crate::outcome::Outcome;
+use crate::proposer::{Applied, ProposeError};
 use crate::record::{PreparedPiece, RecordKey, Replicated};
 use crate::tscache::{TsCache, key_hash};
 
@@ -161,6 +163,13 @@ pub(crate) struct Proposal {
     pub(crate) outcome: oneshot::Receiver<Outcome>,
 }
 
+/// A proposal whose request was dropped before its fate was known.
+pub(crate) struct LeftAlone {
+    pub(crate) term: Term,
+    pub(crate) seq: u64,
+    pub(crate) fate: BoxFuture<'static, Result<Applied, ProposeError>>,
+}
+
 /// What `after_write` has to do for an entry.
 pub(crate) struct Effect {
     pub(crate) index: LogIndex,
@@ -196,6 +205,8 @@ pub(crate) struct Inner {
     pub(crate) cache: TsCache,
     next_seq: u64,
     pub(crate) inflight: BTreeMap<u64, InFlight>,
+    /// Of these, those that nobody waits for.
+    left_alone: Vec<LeftAlone>,
     pub(crate) by_piece: FxHashMap<(TxnId, PieceNo), u64>,
     /// The highest closed timestamp proposed, or told to others, in this term: every p chosen lies above it (F1).
     pub(crate) closed_proposed: Timestamp,
@@ -457,6 +468,7 @@ impl Shard {
             cache: TsCache::default(),
             next_seq: 0,
             inflight: BTreeMap::new(),
+            left_alone: Vec::new(),
             by_piece: FxHashMap::default(),
             closed_proposed: Timestamp::MIN,
             closed_logged: Timestamp::MIN,
@@ -698,6 +710,28 @@ impl Shard {
     pub(crate) fn propose_plain(&self, g: &mut Inner, command: Command, limit_needed: Timestamp) -> Proposal {
         let seq = g.register(TxnId(0), None, Vec::new());
         self.proposal(g, seq, command, limit_needed)
+    }
+
+    /// Nobody waits for the fate of a proposal any more; the duties do (S3).
+    pub(crate) fn left_alone(&self, left: LeftAlone) {
+        let mut g = self.lock();
+        if g.term == left.term && g.inflight.contains_key(&left.seq) {
+            g.left_alone.push(left);
+        }
+    }
+
+    /// Looks at proposals that nobody waits for: what is certainly not logged is in nobody's way any more.
+    pub(crate) fn look_after_left_alone(&self) {
+        let left = std::mem::take(&mut self.lock().left_alone);
+        for mut one in left {
+            match one.fate.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Pending => self.left_alone(one),
+                Poll::Ready(Err(ProposeError::NotLeader | ProposeError::Overloaded)) => {
+                    self.not_logged(one.term, one.seq);
+                }
+                Poll::Ready(_) => {}
+            }
+        }
     }
 
     /// A proposal is certainly not logged (S3).

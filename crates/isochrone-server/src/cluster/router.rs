@@ -675,7 +675,7 @@ mod tests {
             _: ShardId,
             _: isochrone_base::Term,
             _: Bytes,
-        ) -> BoxFuture<'_, Result<Applied, ProposeError>> {
+        ) -> BoxFuture<'static, Result<Applied, ProposeError>> {
             Box::pin(std::future::ready(Err(ProposeError::NotLeader)))
         }
     }

@@ -88,7 +88,7 @@ impl Proposer for Log {
         shard: ShardId,
         term: Term,
         payload: Bytes,
-    ) -> BoxFuture<'_, Result<Applied, ProposeError>> {
+    ) -> BoxFuture<'static, Result<Applied, ProposeError>> {
         let mut s = self.state();
         if s.terms.get(&shard) != Some(&term) {
             return Box::pin(std::future::ready(Err(ProposeError::NotLeader)));
@@ -352,6 +352,14 @@ impl World {
     pub(super) fn refuse(&self, at: usize) {
         let held = self.log.state().held.remove(at);
         let _ = held.reply.send(Err(ProposeError::Overloaded));
+    }
+
+    /// Refuses all that is held, and holds no more.
+    pub(super) fn unhold_refusing(&self) {
+        while !self.held().is_empty() {
+            self.refuse(0);
+        }
+        self.unhold();
     }
 
     pub(super) fn unhold(&self) {

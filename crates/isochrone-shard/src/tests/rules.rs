@@ -189,6 +189,34 @@ fn r3_a_proposal_in_flight_counts_as_a_prepare() {
     assert!(matches!(poll(&mut other), Poll::Ready(Ok(Prepared::Refused(_)))), "first committer wins");
 }
 
+/// S3: the request is dropped first, and its proposal is refused then.
+#[test]
+fn r3_what_was_refused_when_nobody_waited_is_in_nobodys_way() {
+    let w = World::new();
+    w.hold();
+    let c = w.now();
+    let mut lost = w.client.prepare(one(1, &[("b", "x")], None, c));
+    assert!(poll(&mut lost).is_pending());
+    drop(lost);
+    w.unhold_refusing();
+    let mut read = w.client.get(as_of(2, w.now()), b"b");
+    assert!(poll(&mut read).is_pending(), "nobody knows yet");
+    now(w.client.tick()).unwrap();
+    assert_eq!(poll(&mut read), Poll::Ready(Ok(None)));
+    // One that is logged stays in the way until it is applied.
+    w.hold();
+    let kept = one(3, &[("b", "y")], None, w.now());
+    let mut left = w.client.prepare(kept.clone());
+    assert!(poll(&mut left).is_pending());
+    drop(left);
+    let mut tick: BoxFuture<'_, _> = Box::pin(w.client.tick());
+    let _may_propose = poll(&mut tick);
+    let mut read = w.client.get(as_of(4, w.now()), b"b");
+    assert!(poll(&mut read).is_pending());
+    w.land_all();
+    assert!(matches!(w.record(&kept), Record::Prepared(_)));
+}
+
 #[test]
 fn r3_closed_stays_below_what_is_in_flight() {
     let w = World::new();
