@@ -248,6 +248,8 @@ impl Shard {
         let mut g = self.lock();
         let g = &mut *g;
         latched.holds(g)?;
+        // Versions may have been collected while they were looked at.
+        let changed = changed || piece.validate.iter().any(|v| v.seen < g.repl.gc_threshold);
         if changed {
             drop(g.unregister(latched.seq));
             let out = self.refuse(g, piece, "what was read has changed".into());

@@ -283,6 +283,11 @@ impl Shard {
                 return Err(Error::Conflict("what was read has changed".into()));
             }
         }
+        // Versions may have been collected while they were looked at.
+        let threshold = self.lock().repl.gc_threshold;
+        if let Some(s) = spans.iter().find(|s| s.seen < threshold) {
+            return Err(Error::Conflict(format!("what was read at {} may have been collected", s.seen)));
+        }
         if let Some(blocked) = self.still_serving(term, ts)? {
             return Ok(Step::Blocked(blocked));
         }

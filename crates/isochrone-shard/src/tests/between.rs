@@ -184,3 +184,34 @@ fn validation_is_recorded_before_it_looks() {
     assert!(w.hooked.fired() && w.versions("c")[0].0 > ts, "T5");
     assert!(w.versions("c")[0].0 > Timestamp::MIN);
 }
+
+/// What was read is deleted, and collected while somebody validates: nothing is left to see that it changed.
+#[test]
+fn versions_collected_while_they_are_validated_count_as_changed() {
+    for one_step in [false, true] {
+        let w = World::new();
+        let seen = w.put(1, "c", "1");
+        let mut gone = one(2, &[("c", "")], None, w.now());
+        gone.writes[0].value = None;
+        now(w.client.commit1(gone)).unwrap();
+        let (client, shards) = (w.client.clone(), w.shards.clone());
+        let to = w.now();
+        let collect = move || {
+            now(client.raise_gc_threshold(to)).unwrap();
+            shards.collect_garbage(LEFT, None).unwrap();
+        };
+        let mut piece = one(3, &[("a", "x")], None, w.now());
+        piece.validate = vec![span("c", "d", seen)];
+        let ts = w.now();
+        if one_step {
+            w.hooked.at_read(1, collect);
+            assert!(matches!(now(w.client.commit1(piece)), Ok(Prepared::Refused(_))));
+        } else {
+            w.get(9, "z", ts).unwrap();
+            w.hooked.at_read(1, collect);
+            let ended = now(w.client.validate(TxnId(3), piece.validate, ts));
+            assert!(matches!(ended, Err(Error::Conflict(_))), "{ended:?}");
+        }
+        assert!(w.hooked.fired() && w.versions("c").is_empty());
+    }
+}
