@@ -153,11 +153,6 @@ pub const BUGS: &[Bug] = &[
         &["T5", "T6", "SIM1", "SIM2", "CH3", "CH6"],
     ),
     bug(
-        "split-leaves-what-was-validated",
-        "what a piece validated may have left its shard by a split that was logged before it",
-        &["T5", "T6", "CH3", "SIM1"],
-    ),
-    bug(
         "serves-before-its-first-entry",
         "a new leader serves before it applied an entry of its term",
         &["T5", "T6", "SIM2", "SIM7", "SIM13"],
@@ -211,11 +206,6 @@ pub const BUGS: &[Bug] = &[
         "torn-middle-is-a-tail",
         "damage in the middle of the log is cut off like a torn end",
         &["T2", "SIM2", "SIM4", "SIM17"],
-    ),
-    bug(
-        "old-epoch-replayed",
-        "what an earlier life left behind the cut end is read as the log's end",
-        &["SIM2"],
     ),
     bug("batch-checksum-ignored", "a batch is believed without its checksum", &["SIM4", "SIM7"]),
     bug(

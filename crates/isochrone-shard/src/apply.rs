@@ -77,7 +77,7 @@ impl Replicated {
         let has_validated = piece.validated.as_ref().is_none_or(|v| self.range.contains_range(v));
         if !self.range.contains(piece.find_key())
             || !piece.writes.iter().all(|w| self.range.contains(&w.key))
-            || !(has_validated || bank::has("split-leaves-what-was-validated"))
+            || !has_validated
         {
             return Some(Outcome::Rejected("the piece is not wholly in the shard"));
         }

@@ -349,6 +349,10 @@ pub const SEEDS: &[(&str, Arena, u64)] = &[
     ("closed-ignored", Arena::Leases, 98),
     ("no-low-water-mark", Arena::Leases, 51),
     ("uncertainty-ignores-prepares", Arena::Registers, 1),
+    ("past-deadline-is-abort", Arena::Late, 1),
+    ("recovery-commits-pushed", Arena::Pushed, 5),
+    ("torn-middle-is-a-tail", Arena::Disks, 1),
+    ("cut-log-not-doubted", Arena::Hurt, 27),
 ];
 
 /// Was it ever found?

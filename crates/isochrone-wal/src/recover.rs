@@ -202,7 +202,7 @@ fn walk(bytes: &[u8], generation: u64, from: u64, limit: u64, mut epoch: u64) ->
             break NoBatch::Blank;
         }
         match format::batch_at(bytes, generation, end) {
-            Ok(h) if h.epoch < epoch && !bank::has("old-epoch-replayed") => break NoBatch::Blank,
+            Ok(h) if h.epoch < epoch => break NoBatch::Blank,
             Ok(h) => {
                 epoch = h.epoch;
                 frames.push(Frame { offset: end, header: h });
