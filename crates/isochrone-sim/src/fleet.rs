@@ -251,6 +251,10 @@ impl Fleet {
         let mut applied: BTreeMap<ShardId, BTreeMap<NodeId, LogIndex>> = BTreeMap::new();
         for other in self.world.nodes().into_iter().filter(|n| *n != node) {
             let Some(life) = self.life(other).filter(|life| life.is_whole()) else { return false };
+            // Whoever ends a process whose disk has failed may do so with the machine's power, and cut its log.
+            if self.failed.contains_key(&other) || self.world.machines[&other].disk.failed().is_some() {
+                return false;
+            }
             for meta in life.node.local.shards().list() {
                 applied.entry(meta.shard).or_default().insert(other, meta.applied);
             }
