@@ -134,6 +134,10 @@ pub(crate) struct Replica {
     /// Of a leader.
     doubters: Doubters,
     acknowledged: LogEnd,
+    /// Led while in doubt, and has to apply what its own log held then, up to here.
+    doubted_upto: LogIndex,
+    /// Up to here the log may hold what the leader sends again behind a snapshot.
+    kept_upto: LogIndex,
     /// No vote in this term or an earlier one: a lost end of the log may have held one.
     voted_term_max: Term,
     transfer: Option<Transfer>,
@@ -189,6 +193,8 @@ impl Replica {
             given_up_term: 0,
             installing: None,
             // A vote may have been lost with the log's end, at most in the next term.
+            doubted_upto: 0,
+            kept_upto: 0,
             voted_term_max: if doubt.is_some() { term + 1 } else { 0 },
             doubt,
             tally: Tally::default(),
@@ -233,6 +239,12 @@ impl Replica {
     /// Nobody knows how much is lacking.
     pub(crate) fn is_in_doubt(&self) -> bool {
         self.doubt.is_some()
+    }
+
+    /// May what it applies next be from before its log was cut, and what it creates have been cut as well? Also where an election
+    /// has ended the doubt about its own log.
+    pub(crate) fn applies_in_doubt(&self) -> bool {
+        self.is_in_doubt() || self.applied < self.doubted_upto
     }
 
     pub(crate) fn has_ready(&self) -> bool {
@@ -348,7 +360,9 @@ impl Replica {
         if asks_for_vote && !forgets && (m.log_term, m.index) < self.acknowledged {
             return;
         }
-        if m.msg_type == MsgTimeoutNow && self.lacks_acknowledged() {
+        if m.msg_type == MsgTimeoutNow
+            && (self.lacks_acknowledged() || self.raft.raft.term < self.voted_term_max)
+        {
             return;
         }
         if m.msg_type == MsgRequestVote && m.term <= self.voted_term_max {
@@ -581,7 +595,9 @@ impl Replica {
                 self.acknowledged.1 > meta.index && log.term(self.shard, meta.index) == Some(meta.term);
             if goes_on {
                 batch.truncate.push((self.shard, meta.index));
+                self.kept_upto = self.acknowledged.1;
             } else {
+                self.kept_upto = 0;
                 batch.resets.push((self.shard, meta.index + 1, meta.term));
             }
             self.raft.mut_store().reset(&meta);
@@ -605,7 +621,12 @@ impl Replica {
         }
         let entries = ready.take_entries();
         self.raft.mut_store().append(&entries);
-        batch.entries.extend(entries.iter().map(|e| (self.shard, to_log_entry(e))));
+        let new = self.not_kept(&entries, env);
+        if new < entries.len() {
+            batch.entries.extend(entries[new..].iter().map(|e| (self.shard, to_log_entry(e))));
+        } else if !entries.is_empty() {
+            batch.hard_states.push((self.shard, hs)); // what waits for the disk waits for a batch
+        }
         let first = entries.first().map_or(LogIndex::MAX, |e| e.index);
         let committed = ready.take_committed_entries();
         self.raft.advance_append_async(ready);
@@ -653,6 +674,18 @@ impl Replica {
             self.doubt = None;
         }
         Ok((created, must_sync))
+    }
+
+    /// How many of these the log holds already: a replica that was filled keeps the end of its log, and is sent it once more.
+    /// Written again, the first of them would take the rest away.
+    fn not_kept(&mut self, entries: &[Entry], env: &Env) -> usize {
+        let log = &env.shared.log;
+        let is_kept = |e: &&Entry| e.index <= self.kept_upto && log.term(self.shard, e.index) == Some(e.term);
+        let kept = entries.iter().take_while(is_kept).count();
+        if kept < entries.len() {
+            self.kept_upto = 0;
+        }
+        kept
     }
 
     fn apply(&mut self, committed: Vec<Entry>, env: &Env) -> Result<Vec<NewGroup>, ApplyError> {
@@ -801,6 +834,7 @@ impl Replica {
         if let Role::Leader(term) = role {
             ::metrics::counter!(metrics::ELECTIONS_WON).increment(1);
             if self.doubt.take().is_some() {
+                self.doubted_upto = self.raft.raft.raft_log.last_index();
                 tracing::info!(shard = %self.shard, "all voters agree that this log lacks nothing that is left");
             }
             self.hurry = 0;
@@ -1004,7 +1038,7 @@ impl Replica {
             followers,
             lease_until_ns: if leading { self.lease.until_ns } else { 0 },
             installing: self.installing.is_some(),
-            doubtful: self.is_in_doubt(),
+            doubtful: self.applies_in_doubt(),
             votes: self.doubt.is_none() && self.installing.is_none(),
         }
     }

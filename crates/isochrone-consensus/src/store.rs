@@ -409,7 +409,9 @@ impl Store {
     fn take(&mut self, event: Event, batch: &mut LogBatch, out: &mut Output) {
         match event {
             Event::Propose(ProposalEvent(proposal)) => self.propose(proposal),
-            Event::Durable(Ok(upto)) => self.durable(upto, out),
+            // C6: behind a batch that failed nothing counts, whatever a log says of a later one.
+            Event::Durable(Ok(upto)) if self.failed.is_none() => self.durable(upto, out),
+            Event::Durable(Ok(_)) => {}
             Event::Durable(Err(reason)) => self.fail(&reason),
             Event::Messages(messages) => {
                 for (shard, message) in messages {
@@ -642,7 +644,7 @@ impl Store {
             while group.has_ready() {
                 // What a replica in doubt applies may be from before its log was cut, and so may the groups that it
                 // creates: their logs were cut with its own. Asked first: what it applies now may end its doubt.
-                let doubtful = group.is_in_doubt();
+                let doubtful = group.applies_in_doubt();
                 let (new, waits) = group.ready(&self.env, self.next_batch, batch, out)?;
                 created.extend(new.into_iter().map(|new| (new, doubtful)));
                 if waits {

@@ -34,8 +34,8 @@ pub const STOP_GRACE: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(1);
 /// How long accepting pauses after a failure that is not the connection's (no file descriptors left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Failures to accept in a row after which the server gives up.
-const ACCEPT_FAILURES_MAX: u32 = 600;
+/// Of failures to accept in a row, one in so many is logged.
+const SAY_EVERY: u32 = 100;
 
 /// Where the secrets for cancelling come from: unpredictable bits.
 pub type SecretSource = Arc<dyn Fn() -> io::Result<u32> + Send + Sync>;
@@ -177,11 +177,11 @@ impl<B: Backend> Server<B> {
                 accepted = listener.accept() => match accepted {
                     Ok(accepted) => accepted,
                     Err(e) => {
-                        failures += 1;
-                        tracing::warn!(error = %e, failures, "cannot accept a connection");
-                        if failures >= ACCEPT_FAILURES_MAX {
-                            return Err(Error::Listen(e));
+                        // Out of file descriptors, mostly: sessions that end give them back.
+                        if failures % SAY_EVERY == 0 {
+                            tracing::warn!(error = %e, failures, "cannot accept a connection; tried again");
                         }
+                        failures += 1;
                         self.timer.sleep(ACCEPT_PAUSE).await;
                         continue;
                     }

@@ -17,6 +17,7 @@
 //! A node that is to join others has a directory without an identity until `isochrone init` (or a running cluster) gives
 //! it one ([`identity`] answers `None`); alone it makes itself node 1 of a cluster of its own ([`create_alone`]).
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 
@@ -27,6 +28,8 @@ use isochrone_env::{Disk, Env, read_file, replace_file};
 const FORMAT_VERSION: u32 = 2;
 const IDENTITY: &str = "isochrone.id";
 const PEERS: &str = "isochrone.peers";
+/// Where the cluster was made: voters that have their identities.
+const ADOPTED: &str = "isochrone.adopted";
 const DOUBT: &str = "isochrone.doubt";
 /// Peers remembered; more are learned from the cluster itself.
 const PEERS_MAX: usize = 1_000;
@@ -256,6 +259,20 @@ pub fn write_peers(env: &Env, dir: &Path, peers: &[(NodeId, String)]) -> Result<
     let path = dir.join(PEERS);
     let text: String =
         peers.iter().take(PEERS_MAX).map(|(node, address)| format!("{node} {address}\n")).collect();
+    replace_file(&*env.disk, &path, text.as_bytes()).map_err(|source| Error::Io { path, source })
+}
+
+/// Voters of a cluster that was made here who have their identities (B6 of the cluster's `bootstrap`). An unreadable file
+/// counts as empty: they are told once more.
+pub fn read_adopted(env: &Env, dir: &Path) -> BTreeSet<NodeId> {
+    let bytes = read_file(&*env.disk, &dir.join(ADOPTED)).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).lines().filter_map(|n| n.parse().ok().map(NodeId)).collect()
+}
+
+/// See [`read_adopted`].
+pub fn write_adopted(env: &Env, dir: &Path, adopted: &BTreeSet<NodeId>) -> Result<(), Error> {
+    let path = dir.join(ADOPTED);
+    let text: String = adopted.iter().map(|node| format!("{node}\n")).collect();
     replace_file(&*env.disk, &path, text.as_bytes()).map_err(|source| Error::Io { path, source })
 }
 

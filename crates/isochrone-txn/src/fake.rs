@@ -795,6 +795,7 @@ impl KvStore for FakeStore {
                     live: member.is_none_or(|m| !m.revoked),
                     epoch: member.map_or(1, |m| m.epoch + 1),
                     expires: member.map(|m| m.lease),
+                    lease_before: false,
                     leaders: shards.iter().filter(|s| s.leader == Some(node)).count() as u32,
                     replicas: shards.len() as u32,
                     draining: false,

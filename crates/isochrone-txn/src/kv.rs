@@ -368,6 +368,8 @@ pub struct NodeInfo {
     pub epoch: u64,
     /// When its liveness record expires; `None`: never.
     pub expires: Option<Timestamp>,
+    /// The lease before this one has not ended: what an earlier process of the node sent off may still be done.
+    pub lease_before: bool,
     /// Shards it leads.
     pub leaders: u32,
     /// Replicas it has.

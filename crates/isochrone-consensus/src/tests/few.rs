@@ -619,6 +619,58 @@ fn a_snapshot_that_raft_does_not_want_is_discarded() {
     assert!(t.nodes[f].machine.installs.lock().unwrap().is_empty());
 }
 
+/// C9: a replica that is filled by a snapshot keeps the end of its log, which it acknowledged: also when it stops after it was
+/// sent a part of that end once more.
+#[test]
+fn c9_what_was_acknowledged_outlives_a_snapshot_and_what_is_sent_again() {
+    let log: Arc<MemLog> = Arc::default();
+    let entry = |index| LogEntry { index, term: 5, payload: Bytes::from_static(b"data") };
+    log.write(LogBatch {
+        resets: vec![(SHARD, 50, 4)],
+        entries: (50..=100).map(|i| (SHARD, entry(i))).collect(),
+        hard_states: vec![(SHARD, HardState { term: 5, vote: 0, commit: 60 })],
+        ..LogBatch::default()
+    });
+    let mut node = Node::empty(StoreConfig::new(NodeId(3)), log.clone(), 7);
+    let members: Members = VOTERS.to_vec().into();
+    let new = |applied, applied_term| NewGroup {
+        shard: SHARD,
+        members: members.clone(),
+        applied,
+        applied_term,
+        campaign: false,
+    };
+    // What it had applied ends before the log begins: it is blank, and its log is whole.
+    node.store.create_group(new(20, 4)).unwrap();
+    let meta = SnapshotMeta { index: 90, term: 5, members: members.clone() };
+    let mut m = from(1, 3, MessageType::MsgSnapshot, 5);
+    m.set_snapshot(meta.to_raft());
+    node.handle.snapshot_received(SHARD, meta, m);
+    (0..3).for_each(|_| node.settle());
+    let (.., done) = node.machine.installs.lock().unwrap().pop().unwrap();
+    done(Ok(new(90, 5)));
+    (0..3).for_each(|_| node.settle());
+    assert_eq!(log.bounds(SHARD), Some((90, 100)));
+    let append = |from_index: u64, to: u64, term| {
+        let mut append = from(1, 3, MessageType::MsgAppend, term);
+        (append.index, append.log_term, append.commit) = (from_index - 1, 5, 90);
+        let entries = from_index..=to;
+        append.entries = entries
+            .map(|index| Entry { index, term, data: Bytes::from_static(b"data"), ..Entry::default() })
+            .collect::<Vec<_>>()
+            .into();
+        append
+    };
+    node.hear(append(91, 95, 5));
+    assert_eq!(log.bounds(SHARD), Some((90, 100)), "the rest of its end is still there");
+    let mut status = node.handle.status();
+    node.step();
+    assert_eq!(status.try_recv().unwrap()[&SHARD].last_index, 95);
+    // What stands there by another leader is written.
+    node.hear(append(96, 97, 6));
+    assert_eq!((log.bounds(SHARD), log.term(SHARD, 97)), (Some((90, 97)), Some(6)));
+}
+
 /// raft-rs pull request 557: a rejection that was late lets a probing follower's next index fall to its match index or
 /// below. It costs entries sent twice; it must not cost more.
 #[test]

@@ -13,6 +13,9 @@
 //!       tells anybody: whatever crashes, it goes on with the same cluster and the same three.
 //!   B3  A node that was chosen is never registered as another one: who registers from the address of a chosen node
 //!       gets the identity that was chosen for it.
+//!       Only the node that made the cluster says so: the others let nobody in from there before that one has been seen.
+//!   B6  A node that has its identity is never told it again: whoever comes with an empty disk from its address has
+//!       forgotten what the node voted for and acknowledged, and is another node. That it has it is on disk where the cluster was made.
 //!   B4  Only a node without an identity adopts one (D3 of `datadir`).
 //!
 //! The chosen three bootstrap the same first shards by themselves: their initial state is the same constant on each.
@@ -82,12 +85,13 @@ impl Bootstrap {
             found => found,
         };
         let (identity, _) = watch::channel(identity);
+        let state = State { adopted: datadir::read_adopted(&env, &dir), made_here: None };
         Ok(Bootstrap {
             env,
             dir,
             address,
             join,
-            state: Mutex::new(State::default()),
+            state: Mutex::new(state),
             identity,
             initialising: tokio::sync::Mutex::new(()),
         })
@@ -271,13 +275,24 @@ impl Bootstrap {
             };
             let payload = Kind::Adopt.wrap(&membership.encode());
             match call_once(address, self.hello(), payload, ANSWER_WAIT_MAX).await {
-                Ok(_) => _ = self.state().adopted.insert(*node),
+                Ok(_) => self.has_its_identity(*node),
                 Err(CallError::Refused(why)) => {
                     tracing::error!(%node, address, why, "a chosen node does not become a member");
                 }
                 Err(error) => tracing::debug!(%node, address, %error, "a chosen node does not answer yet"),
             }
         }
+    }
+
+    /// B6.
+    fn has_its_identity(&self, node: NodeId) {
+        let mut adopted = self.state().adopted.clone();
+        adopted.insert(node);
+        // Told again after a restart, if it cannot be written.
+        if let Err(error) = datadir::write_adopted(&self.env, &self.dir, &adopted) {
+            tracing::error!(%error, "that node {node} has its identity was not written down");
+        }
+        self.state().adopted = adopted;
     }
 
     /// Until every voter has its identity. Only the node that made the cluster has to.
@@ -293,14 +308,18 @@ impl Bootstrap {
         }
     }
 
-    /// B3: the identity that was chosen for the node at this address.
-    pub fn chosen(&self, address: &str) -> Option<Membership> {
+    /// The node that was chosen at this address when the cluster was made.
+    pub fn chosen_at(&self, address: &str) -> Option<NodeId> {
         let identity = self.identity()?;
+        self.peers().into_iter().find(|(n, a)| a == address && identity.voters.contains(n)).map(|(n, _)| n)
+    }
+
+    /// B3, B6: the identity that was chosen for the node at this address, where the cluster was made, and if the node has not
+    /// got it yet. Somebody else at its old address is nobody who was chosen.
+    pub fn chosen(&self, address: &str) -> Option<Membership> {
+        let identity = self.identity().filter(|i| i.node == NodeId(1))?;
+        let node = self.chosen_at(address).filter(|node| !self.state().adopted.contains(node))?;
         let known = self.peers();
-        let node = known.iter().find(|(n, a)| a == address && identity.voters.contains(n))?.0;
-        if self.state().adopted.contains(&node) {
-            return None; // it has its identity: this is somebody else at its old address
-        }
         let mut peers: Vec<Address> =
             known.into_iter().map(|(node, address)| Address { node, address }).collect();
         peers.push(Address { node: identity.node, address: self.address.clone() });

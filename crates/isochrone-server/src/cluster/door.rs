@@ -117,7 +117,17 @@ impl Service for FrontDoor {
                     if let Some(membership) = bootstrap.chosen(&address) {
                         return Ok(membership.encode().into()); // B3
                     }
-                    cluster.ok_or(not_yet)?.call(from, payload).await
+                    let cluster = cluster.ok_or(not_yet)?;
+                    if let Some(node) = bootstrap.chosen_at(&address) {
+                        let (_, seen) = cluster.liveness.records().await.map_err(|e| e.to_string())?;
+                        if !seen.iter().any(|record| record.node == node) {
+                            return Err(format!(
+                                "{address} was chosen as node {node} when the cluster was made, and that node was never seen: \
+                                 the node that made the cluster tells it so; start this one with --join of that one"
+                            )); // B3
+                        }
+                    }
+                    cluster.call(from, payload).await
                 }
                 _ => cluster.ok_or(not_yet)?.call(from, payload).await,
             }

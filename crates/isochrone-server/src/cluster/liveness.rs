@@ -1,7 +1,7 @@
 //! Nodes' records in the system keys: who is alive, and until when a node may use what it knows of the schema (design
 //! D16).
 //!
-//!     key `n` node id     epoch, expires, cluster address, SQL address, draining
+//!     key `n` node id     epoch, expires, cluster address, SQL address, draining, end of the lease before
 //!
 //! A node renews its record every [`RENEW_EVERY`] for [`LEASE`] from then. The record is the node's schema lease: as long as it
 //! runs, the node may use its cached catalog, and all its transactions have `max_ts` at most at its end (R11.6).
@@ -12,6 +12,9 @@
 //!   N3  A lease that begins (at start, and after a lapse) counts only after the query layer was told that the old one was
 //!       lost ([`Gateway::lease_lost`]): it reads the catalog again, behind a write of the catalog's version that no DDL
 //!       transaction survives that did not know of this node (crate sql, C5).
+//!
+//!   N6  A node that starts again may begin a lease while that of its earlier process runs, and what that one sent off may still be
+//!       done under it. The record says when it ends, and until then nobody counts it as over.
 //!
 //! [`Liveness::tell`] reaches every other node whose lease runs, or waits its lease out: after it, no other node acts
 //! on knowledge from before without having answered.
@@ -63,6 +66,8 @@ pub struct NodeRecord {
     pub sql: String,
     /// It gives its shards away and stops soon.
     pub draining: bool,
+    /// End of the lease before: what an earlier process of the node sent off may still be done until then (N6).
+    pub before: Timestamp,
 }
 
 impl Message for NodeRecord {
@@ -74,6 +79,7 @@ impl Message for NodeRecord {
         put_bytes(out, self.address.as_bytes());
         put_bytes(out, self.sql.as_bytes());
         out.push(u8::from(self.draining));
+        put_ts(out, self.before);
     }
 
     fn take(r: &mut Reader) -> Result<Self, DecodeError> {
@@ -85,6 +91,8 @@ impl Message for NodeRecord {
             address: text(r.bytes()?)?,
             sql: text(r.bytes()?)?,
             draining: r.u8()? != 0,
+            // Records were written without it before.
+            before: if r.remaining() == 0 { Timestamp::MIN } else { r.ts()? },
         })
     }
 }
@@ -185,7 +193,7 @@ impl Liveness {
         store.ok_or_else(|| Error::Unavailable("the node is going down".into()))
     }
 
-    fn record(&self, epoch: u64, now: Timestamp) -> NodeRecord {
+    fn record(&self, epoch: u64, now: Timestamp, before: Timestamp) -> NodeRecord {
         NodeRecord {
             node: self.node,
             epoch,
@@ -193,6 +201,7 @@ impl Liveness {
             address: self.address.clone(),
             sql: self.sql.clone(),
             draining: self.draining(),
+            before,
         }
     }
 
@@ -224,7 +233,7 @@ impl Liveness {
                 let Some(old) = txn.get(&key, Lock::None).await?.as_ref().map(decode).transpose()? else {
                     return Ok(None);
                 };
-                let next = self.record(old.epoch, txn.read_ts());
+                let next = self.record(old.epoch, txn.read_ts(), old.before);
                 txn.put(key, Some(next.encode().into()))?;
                 txn.commit().await?;
                 Ok(Some(next.expires))
@@ -252,7 +261,8 @@ impl Liveness {
             let key = key.clone();
             async move {
                 let old = txn.get(&key, Lock::None).await?.as_ref().map(decode).transpose()?;
-                let next = self.record(old.map_or(1, |o| o.epoch + 1), txn.read_ts());
+                let (epoch, before) = old.map_or((1, Timestamp::MIN), |o| (o.epoch + 1, o.expires));
+                let next = self.record(epoch, txn.read_ts(), before);
                 txn.put(key, Some(next.encode().into()))?;
                 txn.commit().await?;
                 Ok::<_, Error>((next.epoch, next.expires))
@@ -326,13 +336,14 @@ impl Liveness {
                     .filter(|r| r.node != self.node && r.expires > now && !answers.contains_key(&r.node))
                     .map(|r| r.node)
                     .collect();
-                if silent.is_empty() {
+                // N6: nobody can answer for an earlier process, of this node neither.
+                let mut all = records.iter().all(|r| r.before <= now);
+                if silent.is_empty() && all {
                     return Ok(());
                 }
                 let calls =
                     silent.iter().map(|node| self.network.call(*node, Lane::Main, payload.clone(), wait_max));
                 let results = futures_util::future::join_all(calls).await;
-                let mut all = true;
                 for (node, result) in silent.into_iter().zip(results) {
                     match result {
                         Ok(answer) => _ = answers.insert(node, Ok(answer)),

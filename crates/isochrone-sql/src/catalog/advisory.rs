@@ -588,8 +588,8 @@ impl Claims {
 
     /// Is this holder certainly over? `over`: what was found of other nodes.
     fn is_over(&self, h: &Holder, epoch: u64, over: &BTreeSet<(NodeId, u64)>) -> bool {
-        if h.node == self.node.store.node() {
-            return h.epoch != epoch || !self.node.knows(h.session);
+        if h.node == self.node.store.node() && h.epoch == epoch {
+            return !self.node.knows(h.session);
         }
         over.contains(&(h.node, h.epoch))
     }
@@ -605,7 +605,7 @@ impl Claims {
         };
         let lives = |h: &&Holder| {
             let record = nodes.iter().find(|n| n.node == h.node);
-            record.is_some_and(|n| n.live && n.epoch == h.epoch)
+            record.is_some_and(|n| (n.live && n.epoch == h.epoch) || n.lease_before)
         };
         holders.iter().filter(|h| !lives(h)).map(|h| (h.node, h.epoch)).collect()
     }
@@ -658,7 +658,9 @@ impl Claims {
             match result {
                 Ok(true) => return Ok(Looked::Free { losses }),
                 Ok(false) => {
-                    if std::mem::take(&mut ask) && in_the_way.iter().any(|h| h.node != store.node()) {
+                    if std::mem::take(&mut ask)
+                        && in_the_way.iter().any(|h| h.node != store.node() || h.epoch != epoch)
+                    {
                         over = self.over(&in_the_way).await;
                         if in_the_way.iter().all(|h| self.is_over(h, epoch, &over)) {
                             continue;
