@@ -97,3 +97,31 @@ async fn of_a_node_that_is_there() {
 async fn of_a_node_that_is_lost() {
     takes_its_place(true).await;
 }
+
+/// B6: an empty directory at the address of a node that was there from the beginning is another node. As the old one it
+/// would have forgotten what it voted for and acknowledged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_node_whose_disk_was_replaced_where_it_was() {
+    let mut cluster = Cluster::start(&[]).await;
+    cluster.open_bank().await;
+    let load = Load::start(&cluster.gateways(), CLIENTS, 9, 0);
+    progress(&load, 50, "before").await;
+    cluster.kill(2);
+    std::fs::remove_dir_all(&cluster.local.node(2).data).unwrap();
+    // Nor where the cluster was made, which may have started again meanwhile.
+    cluster.kill(1);
+    cluster.restart(1).await;
+    cluster.restart(2).await;
+    let port = cluster.local.join().split(',').next().unwrap().rsplit(':').next().unwrap().parse().unwrap();
+    let held = replicas(port);
+    assert!(held.contains(&(4, 0)) && !held.iter().any(|(n, r)| *n == 2 && *r > 0), "{held:?}");
+    let (ok, said) = node(&["replace", "2", "4", "--wait", "60"], port);
+    assert!(ok && said.contains("node 4 holds what node 2 held"), "{said}\n{}", cluster.local.logs());
+    progress(&load, 50, "after the change").await;
+    cluster.kill(3);
+    progress(&load, 50, "with nodes 1 and 4").await;
+    let acknowledged = cluster.expect(load.stop().await);
+    let gateways = [cluster.gateways()[0], cluster.gateways()[1]];
+    let found = cluster.expect(bank::verify(&gateways, &acknowledged, &[]).await);
+    println!("{} acknowledged, {} ledger rows", acknowledged.len(), found.ledger_rows);
+}
