@@ -235,6 +235,31 @@ async fn a_dead_holder_loses_its_locks_and_a_paused_one_hears_of_it() {
     assert_eq!(cell(&client, "SELECT pg_try_advisory_lock(8)").await, "f");
     ok(&waiting, "SELECT pg_advisory_unlock(8)").await;
 
+    // A node that is killed and back at once (N6): what its earlier process sent off may still be done until the lease of that
+    // one has ended. Nobody takes its locks before, nor changes a table.
+    for (takes, lock) in [(1, "10"), (3, "11")] {
+        let holder = cluster.connect(3).await;
+        ok(&holder, &format!("SELECT pg_advisory_lock({lock})")).await;
+        let clock = OsClock::new(0);
+        let killed = clock.monotonic_ns();
+        cluster.kill(3);
+        cluster.restart(3).await;
+        let client = cluster.connect(takes).await;
+        takes_over(&client, lock).await;
+        let took = Duration::from_nanos(clock.monotonic_ns() - killed);
+        println!("node {takes} has taken over from an earlier life after {took:?}");
+        assert!(took > Duration::from_secs(3), "the lease of its earlier life ran for longer: {took:?}");
+    }
+    let clock = OsClock::new(0);
+    let killed = clock.monotonic_ns();
+    cluster.kill(3);
+    cluster.restart(3).await;
+    ok(&waiting, "ALTER TABLE t ADD COLUMN n int").await;
+    let took = Duration::from_nanos(clock.monotonic_ns() - killed);
+    println!("a table was changed {took:?} after a node's end");
+    assert!(took > Duration::from_secs(3), "the lease of its earlier life ran for longer: {took:?}");
+    ok(&waiting, "ALTER TABLE t DROP COLUMN n; SELECT pg_advisory_unlock_all()").await;
+
     // A node that stands still: the same, and its session is over when it goes on, whatever it was about.
     let holder = cluster.connect(2).await;
     ok(&holder, "SELECT pg_advisory_lock(9); BEGIN; INSERT INTO t VALUES (1)").await;
