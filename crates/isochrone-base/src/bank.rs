@@ -112,7 +112,7 @@ pub const BUGS: &[Bug] = &[
         "recovery commits at the first prepare timestamp that it sees",
         &["T4", "T5", "SIM7"],
     ),
-    bug("closed-ignored", "a write is not pushed above what is closed", &["T7"]),
+    bug("closed-ignored", "a write is not pushed above what is closed", &["T7", "SIM20"]),
     bug("recovery-commits-pushed", "recovery commits a pushed at-candidate transaction", &["T6"]),
     bug(
         "pushed-not-validated-again",

@@ -460,7 +460,7 @@ impl Fleet {
         if let [_, .., last] = &wishes[..]
             && self.replicas.have_all(last)
         {
-            self.world.only_the_last_wish();
+            self.world.wish_came_true(last);
         }
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use isochrone_base::NodeId;
 use isochrone_env::SplitMix64;
 use isochrone_server::Node;
+use isochrone_txn::kv::Error;
 
 use crate::options::Fault;
 use crate::world::{Phase, World};
@@ -33,8 +34,13 @@ pub(crate) async fn operator(world: Arc<World>, node: Arc<Node>, life: u64) {
         let Some((old, new)) = change(&world, &voters) else { continue };
         let mut wish: Vec<NodeId> = voters.into_iter().filter(|n| *n != old).chain([new]).collect();
         wish.sort_unstable();
-        world.wished(wish);
+        world.wished(wish.clone());
         let asked = node.cluster.replace(old, new).await;
+        match &asked {
+            Ok(_) => world.wish_ended(&wish, true),
+            Err(Error::NoSuch(_)) => world.wish_ended(&wish, false),
+            Err(_) => {}
+        }
         world.note("asked to replace", &[u64::from(old.0), u64::from(new.0), u64::from(asked.is_ok())]);
     }
 }

@@ -63,6 +63,14 @@ const WIPES_MAX: u32 = 4;
 /// A wish for other voters may still be under way for so long after another one.
 const WISHED_MAX: Duration = Duration::from_secs(30);
 
+/// Voters that an operator wished for, and when.
+struct Wish {
+    at: Duration,
+    voters: Vec<NodeId>,
+    /// The operator was told that it is written down.
+    is_taken: bool,
+}
+
 /// What outlives a crash of a node: its disk, its engine's flushed image, and its clock's faults as long as the disk is not
 /// put into another machine.
 pub(crate) struct Machine {
@@ -79,8 +87,8 @@ struct Seats {
     to_come: BTreeSet<NodeId>,
     /// The machine that a node's disk is in, by the node that began there; its own if it is not named.
     moved: BTreeMap<NodeId, NodeId>,
-    /// What operators wished for, and when.
-    wishes: Vec<(Duration, Vec<NodeId>)>,
+    /// What operators wished for.
+    wishes: Vec<Wish>,
     /// An operator is to give one node's place to another one; which, follows from the number.
     order: Option<u64>,
 }
@@ -176,7 +184,7 @@ impl World {
         seats.present.remove(&node);
         seats.present.insert(new);
         // Nobody gets to voters of whom one is gone: it does not answer.
-        seats.wishes.retain(|(_, voters)| !voters.contains(&node));
+        seats.wishes.retain(|wish| !wish.voters.contains(&node));
         Some(new)
     }
 
@@ -213,20 +221,32 @@ impl World {
             return;
         }
         let last = wishes.pop();
-        wishes.retain(|(at, _)| *at + WISHED_MAX > now);
+        wishes.retain(|wish| wish.at + WISHED_MAX > now);
         wishes.extend(last);
-        wishes.push((now, voters));
+        wishes.push(Wish { at: now, voters, is_taken: false });
     }
 
-    /// Every shard has the voters that were wished for last.
-    pub(crate) fn only_the_last_wish(&self) {
+    /// What became of the last wish for these voters: it is written down; or it certainly is not, and counts for nothing.
+    pub(crate) fn wish_ended(&self, voters: &[NodeId], is_taken: bool) {
         let wishes = &mut self.seats().wishes;
-        wishes.drain(..wishes.len().saturating_sub(1));
+        let Some(at) = wishes.iter().rposition(|wish| wish.voters == voters) else { return };
+        match is_taken {
+            true => wishes[at].is_taken = true,
+            false => _ = wishes.remove(at),
+        }
+    }
+
+    /// Every shard has these voters. If that was wished for last, and written down, what was wished for before counts no more.
+    pub(crate) fn wish_came_true(&self, voters: &[NodeId]) {
+        let wishes = &mut self.seats().wishes;
+        if wishes.last().is_some_and(|wish| wish.is_taken && wish.voters == voters) {
+            wishes.drain(..wishes.len() - 1);
+        }
     }
 
     /// Voters that shards may be on their way to.
     pub(crate) fn wishes(&self) -> Vec<Vec<NodeId>> {
-        self.seats().wishes.iter().map(|(_, voters)| voters.clone()).collect()
+        self.seats().wishes.iter().map(|wish| wish.voters.clone()).collect()
     }
 
     /// Asks an operator to give a node's place to another one.
