@@ -292,14 +292,9 @@ impl Shard {
             Record::Committed(c) => return Ok(Evaluated::Answer(AnchorReply::Decided(Decision::Commit(c)))),
             Record::Aborted => return Ok(Evaluated::Answer(AnchorReply::Decided(Decision::Abort))),
             Record::None if id.deadline <= g.repl.floor => return Ok(Evaluated::Answer(AnchorReply::Gone)),
-            Record::None => {
-                if let Decision::Commit(c) = d {
-                    return Err(Error::Invalid(format!(
-                        "R16: commit at {c} of {}, of which nothing is prepared",
-                        id.txn
-                    )));
-                }
-            }
+            // A leader that is one no more, and has not heard so, may lack the prepare: only application can tell that a commit
+            // is decided of which nothing is prepared.
+            Record::None => {}
             Record::Prepared(p) => {
                 let anchor =
                     g.repl.prepared.get(&RecordKey::of(id)).map(|x| (x.piece.anchor, x.piece.max_ts));

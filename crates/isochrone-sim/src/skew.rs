@@ -1,7 +1,7 @@
 //! What is wrong with a node's clock. True time is known to the world only.
 //!
 //! Clocks stay inside the bound that nodes assume of themselves ([`CLOCK_ERROR_MAX`]): what they read may be anything in it,
-//! and what they do with it must be right. Where they run fast or slow, so does the monotonic clock beside them: by up to five
+//! and what they do with it must be right. Where they run slow, so does the monotonic clock beside them: by up to five
 //! in a hundred, of the twenty that leases leave room for (L1).
 
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -101,9 +101,11 @@ impl Skew {
         s.drift_ppm
     }
 
-    /// How fast a monotonic clock runs beside true time, in millionths: the same crystal.
-    fn drift_ppm(&self) -> i64 {
-        self.state().drift_ppm
+    /// How much slower than true time a monotonic clock runs, in millionths: the same crystal. Where the wall clock is fast, it is
+    /// right: wall clocks are held inside their bound here, and physical time goes on with the monotonic one (H3), which would
+    /// take it out of that bound.
+    fn slow_ppm(&self) -> i64 {
+        self.state().drift_ppm.min(0)
     }
 
     /// Lets it stand still for as long as it stays inside the bound.
@@ -155,7 +157,7 @@ impl Clock for SkewedClock {
         let now = self.clock.monotonic_ns();
         let (read, shown) = &mut *self.monotonic.lock().expect("one thread");
         let passed =
-            i128::from(now.saturating_sub(*read)) * i128::from(1_000_000 + self.skew.drift_ppm()) / 1_000_000;
+            i128::from(now.saturating_sub(*read)) * i128::from(1_000_000 + self.skew.slow_ppm()) / 1_000_000;
         (*read, *shown) = (now, *shown + passed as u64);
         *shown
     }

@@ -522,6 +522,19 @@ fn r16_the_first_decision_wins() {
     assert_eq!(now(w.client.ask(id(&a, 0))), Ok(AnchorReply::Gone));
 }
 
+/// A leader that is one no more lacks what was prepared under the next one: it is not the one to say that nothing is.
+#[test]
+fn r16_a_leader_of_before_does_not_judge_a_commit() {
+    let w = World::new();
+    let (a, _) = pair(1, w.now(), Mode::AtMax);
+    w.hold();
+    let mut commit = w.client.decide(id(&a, 0), Decision::Commit(w.now()));
+    assert!(poll(&mut commit).is_pending());
+    assert_eq!(w.held(), ["decide"]);
+    w.refuse(0);
+    assert!(!matches!(poll(&mut commit), Poll::Ready(Err(Error::Invalid(_)))));
+}
+
 #[test]
 fn r16_two_decisions_in_flight_together() {
     let w = World::new();
