@@ -26,11 +26,12 @@ pub(crate) async fn operator(world: Arc<World>, node: Arc<Node>, life: u64) {
     let random = SplitMix64::split(world.options.seed, &format!("operator {}.{life}", node.id));
     loop {
         tokio::time::sleep(Duration::from_millis(LOOK_MS + random.below(LOOK_MS))).await;
+        // Nobody answers, or not now: tried again.
+        let Ok(voters) = node.cluster.wished_voters().await else { continue };
+        // Looked at last: who the core is was chosen by what was wished for until then.
         if world.phase() == Phase::Core {
             continue;
         }
-        // Nobody answers, or not now: tried again.
-        let Ok(voters) = node.cluster.wished_voters().await else { continue };
         let Some((old, new)) = change(&world, &voters) else { continue };
         let mut wish: Vec<NodeId> = voters.into_iter().filter(|n| *n != old).chain([new]).collect();
         wish.sort_unstable();

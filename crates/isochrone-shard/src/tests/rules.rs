@@ -530,7 +530,7 @@ fn r16_a_leader_of_before_does_not_judge_a_commit() {
     w.hold();
     let mut commit = w.client.decide(id(&a, 0), Decision::Commit(w.now()));
     assert!(poll(&mut commit).is_pending());
-    assert_eq!(w.held(), ["decide"]);
+    assert_eq!(w.held(), ["commit"]);
     w.refuse(0);
     assert!(!matches!(poll(&mut commit), Poll::Ready(Err(Error::Invalid(_)))));
 }
