@@ -150,7 +150,7 @@ pub const BUGS: &[Bug] = &[
     bug(
         "no-low-water-mark",
         "a new leaseholder does not know how far others have read",
-        &["T5", "T6", "SIM1", "SIM2", "CH3", "CH6"],
+        &["T5", "T6", "SIM1", "SIM2", "CH3", "CH6", "SIM20"],
     ),
     bug(
         "serves-before-its-first-entry",
