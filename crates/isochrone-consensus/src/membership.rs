@@ -10,7 +10,8 @@
 //! Invariants
 //!   C10  A replica whose log holds the entry of a change knows that every earlier change is committed, also after a restart:
 //!        a leader proposes a change only when it has applied all earlier ones, the append that carries the entry
-//!        carries that commit index, and on disk it stands in front of the entry ([`crate::LogBatch::into_records`]). Nobody campaigns before it has applied what it
+//!        carries that commit index, and on disk it stands in front of the entry ([`crate::LogBatch::into_records`]).
+//!        Nobody campaigns before it has applied what it
 //!        knows to be committed. So a candidate is at most one step from any group that could have decided without it,
 //!        and majorities of two groups one step apart always share a node. That a change is committed goes to disk by itself
 //!        as well: nobody starts again in need of old voters that are gone by then.
