@@ -857,3 +857,31 @@ fn proposals_during_a_transfer_and_after_a_lost_leadership_are_in_no_log() {
     t.round();
     assert_eq!(refused.try_recv().unwrap(), Err(ProposeError::NotLeader(SHARD)));
 }
+
+/// A log may refuse one batch and write the next.
+#[test]
+fn c6_no_acknowledgement_leaves_behind_a_batch_that_failed() {
+    for fails in [false, true] {
+        let mut node = Node::open(NodeId(1), &VOTERS, Arc::default(), INIT_INDEX, 3);
+        let mut append = from(2, 1, MessageType::MsgAppend, 6);
+        (append.index, append.log_term, append.commit) = (INIT_INDEX, INIT_TERM, INIT_INDEX);
+        append.entries = vec![Entry {
+            index: INIT_INDEX + 1,
+            term: 6,
+            data: Bytes::from_static(b"x"),
+            ..Entry::default()
+        }]
+        .into();
+        node.inbox.push(Event::Messages(vec![(SHARD, append)]));
+        node.step();
+        let number = node.pending[0].0;
+        if fails {
+            node.inbox.push(Event::Durable(Err("refused".into())));
+            node.step();
+        }
+        node.inbox.push(Event::Durable(Ok(number + 1)));
+        let sent = node.step();
+        let acknowledges = |m: &RaftMessage| m.msg_type == MessageType::MsgAppendResponse;
+        assert_eq!(sent.values().flatten().any(|(_, m)| acknowledges(m)), !fails);
+    }
+}
